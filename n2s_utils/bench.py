@@ -1,0 +1,77 @@
+"""Speed on this machine, in one run: python -m n2s_utils.bench
+
+Training crops per second for float32 contiguous against our setting (bf16 autocast, channels_last), and
+inference seconds per megapixel for our network against non-local means. Recorded in
+data/results/studies/bench.csv.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from n2s_utils import cli
+from n2s_utils.evaluation import denoise, non_local_means
+from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.noise import Gaussian
+from n2s_utils.objectives import ARDAE
+from n2s_utils.training import device_name
+from n2s_utils.unet import UNet
+
+CROPS, SIZE = 8, 128
+PICTURE = (512, 768, 3)  # one Kodak picture
+
+
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds of `work` over `repeats` runs, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def training_speed(memory_format: torch.memory_format, bf16: bool) -> float:
+    """Crops of 128x128 a second through the colour U-Net: forward, backward and Adam step of AR-DAE."""
+    torch.manual_seed(0)
+    model = UNet(3).to(memory_format=memory_format)
+    optimizer = torch.optim.Adam(model.parameters())
+    y, u = torch.rand(2, CROPS, 3, SIZE, SIZE)
+    y, u = y.contiguous(memory_format=memory_format), u.contiguous(memory_format=memory_format)
+    s_a = torch.full((CROPS, 1, 1, 1), 0.05)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = ARDAE().loss(model, y, u, s_a)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return CROPS / seconds_of(step, 5)
+
+
+def main() -> None:
+    noise = Gaussian(25.0)
+    y = noise.sample(np.full(PICTURE, 0.5, np.float32), np.random.default_rng(0))
+    megapixels = PICTURE[0] * PICTURE[1] / 1e6
+    model = UNet(3).eval()
+    measured = [
+        ("training, float32 contiguous", training_speed(torch.contiguous_format, bf16=False), "crops of 128x128 a second"),
+        ("training, bf16 channels_last", training_speed(torch.channels_last, bf16=True), "crops of 128x128 a second"),
+        ("denoising, U-Net", seconds_of(lambda: denoise(model, y, noise), 3) / megapixels, "seconds per megapixel"),
+        ("denoising, non-local means", seconds_of(lambda: non_local_means(y, noise), 3) / megapixels, "seconds per megapixel"),
+        ("peak memory of all four", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MB"),
+    ]
+    table = pd.DataFrame(measured, columns=["work", "value", "unit"]).assign(device=device_name("cpu"), torch=torch.__version__)
+    print(table.round(2).to_string(index=False))
+    with atomic_write(ROOT / "data" / "results" / "studies" / "bench.csv") as temporary:
+        table.round(2).to_csv(temporary, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

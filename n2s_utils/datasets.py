@@ -1,0 +1,213 @@
+"""Image sets, verified; the fixed noise of a training set; crops of it.
+
+A picture is a float32 array (H, W, C) in [0, 1], C = 1 or 3, everywhere outside the network.
+Training is handed noisy pictures only: `NoisyCrops` never sees a clean one.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from n2s_utils import noise
+from n2s_utils.cli import InputError
+from n2s_utils.files import ROOT
+
+FOLDER_VARIABLE = "N2S_DATA_DIR"
+DOWNLOADS = ROOT / "data" / "downloads"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Files of one set, relative to the data folder, and the channels they are read with."""
+
+    files: tuple[str, ...]
+    channels: int
+
+
+def registry() -> dict[str, str]:
+    """Relative path -> SHA-256 of every file of the benchmark and sample sets."""
+    lines = (ROOT / "data" / "registry.sha256").read_text().splitlines()
+    return {path: digest for digest, path in (line.split("  ") for line in lines)}
+
+
+def _sets() -> dict[str, ImageSet]:
+    files = sorted(registry())
+    val = [f for f in files if f.startswith("BSDS500/images/val/")]
+    chosen = set((ROOT / "data" / "cbsd68.txt").read_text().split())
+    test68 = tuple(f for f in val if Path(f).stem in chosen)
+    held_out = tuple(f for f in val if Path(f).stem not in chosen)
+    train400 = tuple(f for f in files if f.startswith(("BSDS500/images/train/", "BSDS500/images/test/")))
+    sample = {name: f"skimage/{name}" for name in ("astronaut.png", "chelsea.png", "camera.png", "coins.png")}
+    return {
+        "CBSD68": ImageSet(test68, 3),
+        "BSD68": ImageSet(test68, 1),
+        "Kodak": ImageSet(tuple(f for f in files if f.startswith("Kodak24/")), 3),
+        "Set12": ImageSet(tuple(f for f in files if f.startswith("Set12/")), 1),
+        "CBSD400": ImageSet(train400, 3),
+        "BSD400": ImageSet(train400, 1),
+        "CBSD32": ImageSet(held_out, 3),
+        "BSD32": ImageSet(held_out, 1),
+        "DIV2K": ImageSet(tuple(f"DIV2K/DIV2K_train_HR/{i:04d}.png" for i in range(1, 801)), 3),
+        "sample": ImageSet((sample["astronaut.png"], sample["chelsea.png"]), 3),
+        "sample-grey": ImageSet((sample["camera.png"], sample["coins.png"]), 1),
+        "sample-train": ImageSet(("skimage/coffee.png", "skimage/motorcycle_left.png", "skimage/rocket.jpg"), 3),
+    }
+
+
+SETS = _sets()
+
+
+def image_set(dataset: str) -> ImageSet:
+    """The set called `dataset`; raises InputError that lists the known ones."""
+    if dataset not in SETS:
+        raise InputError(f"data set {dataset!r}: choose one of {', '.join(SETS)}")
+    return SETS[dataset]
+
+
+def locate(file: str) -> Path:
+    """Where a registered file lies: the scikit-image wheel, the folder N2S_DATA_DIR, or data/downloads."""
+    folder, _, name = file.partition("/")
+    if folder == "skimage":
+        return Path(find_spec("skimage").origin).parent / "data" / name
+    return Path(os.environ.get(FOLDER_VARIABLE) or DOWNLOADS) / file
+
+
+def load(dataset: str, images: list[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (image name, picture) of a set in the order of its files, or of `images` (stems) alone.
+
+    Every file is checked against its SHA-256 before it is decoded. Raises InputError naming the
+    file that is missing, altered or of the wrong kind, and what to do.
+    """
+    chosen = image_set(dataset)
+    files = {Path(file).stem: file for file in chosen.files}
+    for image in images or ():
+        if image not in files:
+            raise InputError(f"image {image!r}: not in {dataset}, which has {', '.join(list(files)[:3])}, ...")
+    digests = registry() | _extracted_digests()
+    fetch = "'make data SETS=DIV2K'" if dataset == "DIV2K" else "'make data'"
+    for name, file in files.items():
+        if images is not None and name not in images:
+            continue
+        path = locate(file)
+        if not path.is_file() or file not in digests:
+            raise InputError(f"{path}: missing; run {fetch} or set {FOLDER_VARIABLE} to a folder that holds it")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digests[file]:
+            raise InputError(f"{path}: truncated or altered (wrong SHA-256); delete it and run {fetch}")
+        yield name, _decode(content, path, chosen.channels, convert=False)
+
+
+def _extracted_digests() -> dict[str, str]:
+    """The sums written when a verified DIV2K archive was unpacked; its files have no published ones."""
+    sums = locate("DIV2K/SHA256SUMS")
+    if not sums.is_file():
+        return {}
+    return {path: digest for digest, path in (line.split("  ") for line in sums.read_text().splitlines())}
+
+
+def read_photo(path: str | Path, channels: int) -> np.ndarray:
+    """A photo of the user's own as picture (H, W, channels); converted, with a line that says so, if not 8-bit grey or RGB.
+
+    Raises InputError if it is missing or no readable image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of an image")
+    return _decode(path.read_bytes(), path, channels, convert=True)
+
+
+def load_folder(folder: str | Path, channels: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (file stem, picture) of every image in a folder of the user's own, in order of name, as `read_photo` does.
+
+    Raises InputError if the folder is missing or holds no image, or two differ in their suffix alone.
+    """
+    folder = Path(folder)
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no such folder, or no image ({', '.join(sorted(SUFFIXES))}) in it")
+    stems = [f.stem for f in files]
+    for file in files:
+        if stems.count(file.stem) > 1:
+            raise InputError(f"{file}: another image has the same name but for the suffix; rename one")
+        yield file.stem, read_photo(file, channels)
+
+
+def _decode(content: bytes, path: Path, channels: int, convert: bool) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            kind = _kind(opened)
+            image = opened.convert("RGBA").convert("RGB") if "transparency" in opened.info else opened.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace or remove it") from None
+    if kind not in ("RGB", "L"):
+        if not convert:
+            raise InputError(f"{path}: {kind}; a benchmark image is 8-bit grey or RGB without alpha or palette")
+        if image.mode == "F":
+            raise InputError(f"{path}: floating-point pixels of unknown range; save it with 8 or 16 bits")
+        print(f"{path.name}: converted from {kind} to 8-bit {'grey' if channels == 1 else 'RGB'}", flush=True)
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip to 255 instead of scaling
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB" if channels == 3 else "L")
+    return np.asarray(image, np.float32).reshape(image.height, image.width, channels) / 255
+
+
+def _kind(image: Image.Image) -> str:
+    """Pillow's mode, except where the file has more than that mode tells: 16-bit RGB, a transparent colour."""
+    raw = image.tile[0].args if image.tile else ""
+    if isinstance(raw, str) and ";16" in raw:
+        return f"16-bit {image.mode}"
+    return f"{image.mode} with transparency" if "transparency" in image.info else image.mode
+
+
+def noisy_pictures(dataset: str, model: noise.Model, seed: int) -> dict[str, np.ndarray]:
+    """Name -> the one noisy realization of every picture of a training set; the clean ones stay in here."""
+    return {name: noise.realization(x, model, dataset, name, seed) for name, x in load(dataset)}
+
+
+class NoisyCrops:
+    """Noisy pictures resident on a device, and random square crops of them.
+
+    The pictures lie in one flat (pixels, C) buffer, so a batch from images of any sizes, each crop
+    flipped and rotated, is a single gather. Raises InputError if a picture is smaller than `size`.
+    """
+
+    def __init__(self, pictures: dict[str, np.ndarray], size: int, device: str):
+        for name, picture in pictures.items():
+            height, width = picture.shape[:2]
+            if min(height, width) < size:
+                raise InputError(f"training image {name}, {width}x{height}: smaller than the crop of {size}; lower crop or leave it out")
+        self.size = size
+        self.shapes = np.array([p.shape[:2] for p in pictures.values()])
+        self.offsets = np.concatenate([[0], self.shapes.prod(1).cumsum()[:-1]])
+        flat = np.concatenate([p.reshape(-1, p.shape[2]) for p in pictures.values()])
+        self.sha256 = hashlib.sha256(flat.tobytes()).hexdigest()
+        self.pixels = torch.from_numpy(flat).to(device)
+
+    def batch(self, count: int, generator: np.random.Generator) -> torch.Tensor:
+        """`count` crops (count, C, size, size), channels_last: images, places, flips and turns uniform."""
+        image = generator.integers(len(self.shapes), size=count)
+        height, width = self.shapes[image].T
+        top = generator.integers(height - self.size + 1)
+        left = generator.integers(width - self.size + 1)
+        origin = torch.from_numpy(self.offsets[image] + top * width + left)
+        stride = torch.from_numpy(width)
+        flip_i, flip_j, turn = torch.from_numpy(generator.integers(2, size=(3, count), dtype=np.int64))
+
+        device = self.pixels.device
+        origin, stride, flip_i, flip_j, turn = (
+            part.to(device, non_blocking=True).view(-1, 1, 1) for part in (origin, stride, flip_i, flip_j, turn)
+        )
+        ramp = torch.arange(self.size, device=device)
+        i = torch.where(flip_i > 0, ramp.flip(0).view(1, -1, 1), ramp.view(1, -1, 1))
+        j = torch.where(flip_j > 0, ramp.flip(0).view(1, 1, -1), ramp.view(1, 1, -1))
+        index = origin + torch.where(turn > 0, j * stride + i, i * stride + j)
+        return self.pixels[index].permute(0, 3, 1, 2)

@@ -1,0 +1,205 @@
+"""Execute the notebooks into web pages: python -m n2s_utils.report [--profile NAME] [-p NAME VALUE ...] [NOTEBOOK ...]
+
+A profile is notebooks/profiles/NAME.yaml, a flat mapping of parameters; -p replaces one of them or adds
+one. Each notebook is given those that it declares. The pages go to build/report/, figures and MathJax
+included, so that they can be read offline. Where the parameter OUTPUT is "." (profiles paper and train)
+the executed notebooks also replace those in notebooks/, once all have succeeded.
+"""
+
+import argparse
+import ast
+import html
+import os
+import shutil
+import time
+from pathlib import Path
+
+import jupyter_server_mathjax
+import nbformat
+import papermill
+import yaml
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from n2s_utils import cli
+from n2s_utils.cli import InputError
+from n2s_utils.files import ROOT, atomic_write
+
+NOTEBOOKS = ROOT / "notebooks"
+PAGES = ROOT / "build" / "report"
+
+# The usual page, with links at both ends and without scripts from a CDN; STIX is the one font that comes with MathJax.
+TEMPLATE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}
+<script type="text/x-mathjax-config">
+MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], preferredFont: null, imageFont: null, webFont: "STIX-Web"}});
+</script>
+{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block body_header %}{{ super() }}{{ resources.links }}{% endblock %}
+{% block body_footer %}{{ resources.links }}{{ super() }}{% endblock %}
+"""
+
+
+def plan(profile: str, changes: dict, only: list[str], folder: Path = NOTEBOOKS) -> dict[Path, dict]:
+    """The notebooks of `folder` to run, in order, each with the parameters that it declares.
+
+    `changes` replaces values of the profile; `only` names the notebooks (stems; empty: all).
+    Raises InputError for a profile, parameter or notebook that does not exist.
+    """
+    notebooks = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+    profiles = {path.stem: path for path in sorted(folder.glob("profiles/*.yaml"))}
+    if profile not in profiles:
+        raise InputError(f"profile {profile!r}: choose one of {', '.join(profiles)}")
+    for name in only:
+        if name not in notebooks:
+            raise InputError(f"notebook {name!r}: choose one of {', '.join(notebooks)}")
+    chosen = only or list(notebooks)
+    declared = {name: papermill.inspect_notebook(path) for name, path in notebooks.items()}
+    values = yaml.safe_load(profiles[profile].read_text())
+    for source, given, readers in ((profiles[profile].name, values, notebooks), ("-p", changes, chosen)):
+        known = sorted(set().union(*(declared[name] for name in readers)))
+        for parameter in given:
+            if parameter not in known:
+                raise InputError(f"{source}: no notebook to run has a parameter {parameter!r}; known: {', '.join(known)}")
+    values |= changes
+    return {
+        notebooks[name]: {parameter: values[parameter] for parameter in declared[name] if parameter in values} for name in sorted(chosen)
+    }
+
+
+def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
+    """Write the notebooks with their parameters into `folder`, without running them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, parameters in runs.items():
+        papermill.execute_notebook(path, Path(folder) / path.name, parameters, prepare_only=True, progress_bar=False)
+
+
+def build(runs: dict[Path, dict], pages: Path = PAGES) -> None:
+    """Execute the notebooks and write `pages`: each as .ipynb and HTML, index.html, MathJax.
+
+    Raises InputError naming notebook and cell at the first failure; the pages so far stay, and the
+    last shows the error.
+    """
+    shutil.rmtree(pages, ignore_errors=True)
+    shutil.copytree(Path(jupyter_server_mathjax.__file__).parent / "static", pages / "mathjax")
+    done, index = {}, []
+    for number, (path, parameters) in enumerate(runs.items()):
+        print(f"{path.stem} ... ", end="", flush=True)
+        begin, error = time.monotonic(), None
+        try:
+            _execute(path, pages / path.name, parameters)
+        except InputError as failure:
+            error = failure
+        taken = "failed" if error else tqdm.format_interval(time.monotonic() - begin)
+        print(taken, flush=True)
+        done[path] = nbformat.read(pages / path.name, 4)
+        _write_page(done[path], pages / f"{path.stem}.html", _links([p.stem for p in runs], number))
+        index.append(f"1. [{_title(path)}]({path.stem}.html) ({taken}). {_claim(path)}")
+        contents = nbformat.v4.new_markdown_cell("# Noise2Score, reproduced\n\n" + "\n".join(index))
+        _write_page(nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"}), pages / "index.html", "")
+        if error:
+            raise error
+    for path, parameters in runs.items():
+        if parameters.get("OUTPUT") == ".":
+            _write_back(path, done[path])
+
+
+def _execute(path: Path, output: Path, parameters: dict) -> None:
+    try:
+        papermill.execute_notebook(
+            path,
+            output,
+            parameters,
+            kernel_name="python3",
+            cwd=ROOT,
+            progress_bar=False,
+            start_timeout=300,
+            coalesce_streams=True,
+            extra_arguments=["--log-level=CRITICAL"],  # else each kernel warns that its local sockets are not encrypted
+        )
+    except PapermillExecutionError as failure:
+        reason = f"{failure.ename}: {failure.evalue}".splitlines()[0]
+    except DeadKernelError:
+        reason = "its process died, perhaps for want of memory"
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"in {path.name}; a training run goes on from its checkpoint at the same command") from None
+    else:
+        return
+    cells = [cell for cell in nbformat.read(output, 4).cells if cell.cell_type == "code"]
+    started = [cell for cell in cells if cell.metadata.papermill.start_time]
+    number = sum("injected-parameters" not in cell.metadata.tags for cell in started)  # as in the notebook itself
+    line = next(iter(started[-1].source.splitlines()), "")
+    raise InputError(f"{path.name}, code cell {number} ({line.strip()}): {reason}")
+
+
+def _write_page(notebook: NotebookNode, page: Path, links: str) -> None:
+    exporter = HTMLExporter(raw_template=TEMPLATE, mathjax_url="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe")
+    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": page.stem}, "links": links})
+    with atomic_write(page) as temporary:
+        temporary.write_text(text)
+
+
+def _links(names: list[str], number: int) -> str:
+    """Links to the page before, the index and the page after number `number`."""
+    places = {"previous": names[number - 1 : number], "index": ["index"], "next": names[number + 1 : number + 2]}
+    links = [f'<a href="{html.escape(name)}.html">{label}</a>' for label, found in places.items() for name in found]
+    return f'<nav class="jp-RenderedHTMLCommon" style="text-align: center">{" · ".join(links)}</nav>'
+
+
+def _title(path: Path) -> str:
+    return _opening(path)[0].lstrip("# ")
+
+
+def _claim(path: Path) -> str:
+    return " ".join(_opening(path)[2].strip().split("\n\n")[0].split())
+
+
+def _opening(path: Path) -> tuple[str, str, str]:
+    return nbformat.read(path, 4).cells[0].source.partition("\n")
+
+
+def _write_back(path: Path, executed: NotebookNode) -> None:
+    """Put the outputs of an execution into the notebook, and nothing else that papermill added."""
+    notebook = nbformat.read(path, 4)
+    outputs = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, 1):
+        cell.execution_count, cell.outputs = count, outputs[cell.id]
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    with atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def _value(text: str) -> object:
+    """A Python literal; anything else, such as a bare word, is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute the notebooks and write them as web pages into build/report.")
+    parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_score_theory (default all)")
+    parser.add_argument("--profile", default="sample", help="of notebooks/profiles (default sample)")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter, e.g. -p DEVICE cuda")
+    parser.add_argument("--prepare", metavar="FOLDER", help="only write the notebooks with their parameters to FOLDER")
+    arguments = parser.parse_args()
+    changes = {name: _value(value) for name, value in arguments.p}
+    runs = plan(arguments.profile, changes, arguments.notebooks)
+    if arguments.prepare:
+        prepare(runs, arguments.prepare)
+    else:
+        os.environ.pop("MPLBACKEND", None)  # the kernels' own puts figures into the notebook
+        build(runs)
+        print(f"pages: {(PAGES / 'index.html').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

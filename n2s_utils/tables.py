@@ -1,0 +1,121 @@
+"""The PSNR table, from result rows and published figures: python -m n2s_utils.tables
+
+Run as a command it rewrites the table in README.md; notebook 05 shows the same one.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from n2s_utils import cli
+from n2s_utils.cli import InputError
+from n2s_utils.files import ROOT, atomic_write
+
+DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
+OURS = "noise2score-antithetic"
+MARKS = ("<!-- psnr-table -->", "<!-- /psnr-table -->")
+
+
+def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
+    """All result rows of a folder's CSV files; raises InputError if there are none."""
+    files = sorted(Path(folder).glob("*.csv"))
+    if not files:
+        raise InputError(f"{folder}: no result rows; run notebook 04_tweedie_evaluation first")
+    return pd.concat([pd.read_csv(file, keep_default_na=False, na_values={"psnr": "", "ssim": ""}) for file in files], ignore_index=True)
+
+
+def read_published() -> pd.DataFrame:
+    """The published figures, each with its source."""
+    return pd.read_csv(ROOT / "data" / "published.csv")
+
+
+def summarise(rows: pd.DataFrame, value: str = "psnr") -> pd.DataFrame:
+    """Mean and 95 % interval over the images of each data set, method and noise.
+
+    The noise seeds of an image are averaged first: they are no independent images. The interval is
+    mean +- t s / sqrt(n), column `interval` its half width.
+    """
+    keys = ["dataset", "method", "noise", "parameter"]
+    images = rows.groupby([*keys, "image"], as_index=False)[value].mean()
+    summary = images.groupby(keys, as_index=False)[value].agg(["mean", "std", "count"])
+    summary["interval"] = stats.t.ppf(0.975, summary["count"] - 1) * summary["std"] / np.sqrt(summary["count"])
+    return summary.drop(columns="std").rename(columns={"count": "images"})
+
+
+def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0) -> pd.DataFrame:
+    """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB."""
+    summary = summarise(results[(results.noise == "gaussian") & (results.parameter == sigma)])
+    figures = published[(published.noise == "gaussian") & (published.parameter == sigma) & (published.known == 1)]
+
+    def ours(dataset: str, method: str) -> pd.Series:
+        found = summary[(summary.dataset == dataset) & (summary.method == method)]
+        if found.empty:
+            raise InputError(f"data/results: no rows of {method} on {dataset} at sigma {sigma:g}; run make report PROFILE=paper")
+        return found.iloc[0]
+
+    def paper(dataset: str, method: str) -> float:
+        found = figures[(figures.dataset == dataset) & (figures.method == method)]
+        return found.psnr.iloc[0] if len(found) else np.nan
+
+    rows = []
+    for dataset in DATASETS:
+        mine = ours(dataset, OURS)
+        claimed = paper(dataset, "noise2score")
+        rows.append(
+            {
+                "set": dataset,
+                "images": int(mine["images"]),
+                "noisy": ours(dataset, "noisy")["mean"],
+                "non-local means": ours(dataset, "nlm")["mean"],
+                "ours": mine["mean"],
+                "95 % interval": mine["interval"],
+                "paper": claimed,
+                "difference": mine["mean"] - claimed,
+                "earlier reproduction": paper(dataset, "earlier-reproduction"),
+            }
+        )
+    return pd.DataFrame(rows).set_index("set")
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown: dB with two decimals, a dash where nothing is published."""
+    head = [table.index.name, *table.columns]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(table.columns)]
+    for name, row in table.iterrows():
+        cells = [_cell(column, value) for column, value in row.items()]
+        lines.append("| " + " | ".join([str(name), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(column: str, value: float) -> str:
+    if np.isnan(value):
+        return "-"
+    if column == "images":
+        return f"{value:.0f}"
+    text = {"difference": f"{value:+.2f}", "95 % interval": f"± {value:.2f}"}.get(column, f"{value:.2f}")
+    return f"**{text}**" if column == "ours" else text
+
+
+def readme_with(table: str, readme: str) -> str:
+    """README text with the table between its two marks; raises InputError if the marks are not there."""
+    begin, end = MARKS
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise InputError(f"README.md: the marks {begin} and {end} are missing; put them where the table belongs")
+    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", readme)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    table = to_markdown(psnr_table(read_results(), read_published()))
+    text = readme_with(table, path.read_text())
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+    print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,64 @@
+"""The network: the U-Net of Noise2Noise (Lehtinen et al., ICML 2018, appendix A), blocks not shared.
+
+It has no final activation: a score takes both signs, and a ReLU there would let the
+denoiser only brighten (notebook 03 draws the network layer by layer).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from n2s_utils.cli import InputError
+
+STRIDE = 32  # five 2x poolings: heights and widths must be multiples of it
+# The score of an image with noise of standard deviation s has magnitude 1/s, near 10 at sigma 25, where
+# a fresh network puts out about 0.1: this spares Adam the climb.
+OUTPUT_SCALE = 10.0
+# Pixels of context an output pixel can see: (convolutions per scale) x (their spacing), five scales
+# and the poolings. Beyond it nothing changes an output, which is what makes exact tiling possible.
+RECEPTIVE_RADIUS = 192
+
+
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, a=0.1)
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.LeakyReLU(0.1, inplace=True))
+
+
+class UNet(nn.Module):
+    """Score network R: noisy images (B, channels, H, W) -> scores of the same shape, H and W multiples of 32.
+
+    `channels` is 1 (grey) or 3 (colour).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.encoder = nn.ModuleList([nn.Sequential(_conv(channels, 48), _conv(48, 48))] + [_conv(48, 48) for _ in range(4)])
+        self.bottom = _conv(48, 48)
+        self.decoder = nn.ModuleList(nn.Sequential(_conv(inputs, 96), _conv(96, 96)) for inputs in (96, 144, 144, 144))
+        self.head = nn.Sequential(_conv(96 + channels, 64), _conv(64, 32), nn.Conv2d(32, channels, 3, padding=1))
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        skips, x = [], y
+        for block in self.encoder:
+            skips.append(x)
+            x = F.max_pool2d(block(x), 2)
+        x = self.bottom(x)
+        for block in self.decoder:
+            x = block(torch.cat([_upsample(x), skips.pop()], 1))
+        # Under autocast y is wider than x, and cat would widen the whole map.
+        x = torch.cat([_upsample(x), skips.pop().to(x.dtype)], 1)
+        return OUTPUT_SCALE * self.head(x).float()
+
+
+def _upsample(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def require_device(device: str) -> str:
+    """`device` (cpu or cuda) itself; raises InputError where it is cuda and this machine has none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = 'cuda': this machine has no usable CUDA device; use cpu")
+    return device
