@@ -1,0 +1,58 @@
+"""What several test modules share."""
+
+import hashlib
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from n2s_utils import datasets
+from n2s_utils.cli import InputError
+
+
+@pytest.fixture
+def refused():
+    """`with refused(part, ...)`: the block must raise InputError with one line that holds every part."""
+
+    @contextmanager
+    def check(*parts: object):
+        with pytest.raises(InputError) as caught:
+            yield
+        message = str(caught.value)
+        assert "\n" not in message
+        for part in parts:
+            assert str(part) in message
+
+    return check
+
+
+@pytest.fixture
+def tiny_sets(tmp_path, monkeypatch):
+    """Registered sets of real files, a few pixels large; returns relative path -> SHA-256.
+
+    tiny: two colour pictures, 48x40 and 40x32 (width x height); tiny-held-out: one of 32x32;
+    tiny-one: one of 32x32; tiny-grey: one grey picture of 40x32.
+    """
+    folder = tmp_path / "data"
+    members = {
+        "tiny": {"tiny/a.png": (40, 48, 3), "tiny/b.png": (32, 40, 3)},
+        "tiny-held-out": {"tiny/c.png": (32, 32, 3)},
+        "tiny-one": {"tiny/d.png": (32, 32, 3)},
+        "tiny-grey": {"tiny/e.png": (32, 40)},
+    }
+    digests = {}
+    rng = np.random.default_rng(0)
+    for name, files in members.items():
+        for file, shape in files.items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ramp = np.linspace(40, 200, shape[1])[None, :] + 10 * rng.standard_normal(shape[:1] + (1,))
+            pixels = ramp if len(shape) == 2 else ramp[..., None] + np.array([0, 10, 20])
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+            digests[file] = hashlib.sha256(path.read_bytes()).hexdigest()
+        channels = 1 if name == "tiny-grey" else 3
+        monkeypatch.setitem(datasets.SETS, name, datasets.ImageSet(tuple(files), channels))
+    monkeypatch.setattr(datasets, "registry", lambda: digests)
+    monkeypatch.setenv(datasets.FOLDER_VARIABLE, str(folder))
+    return digests

@@ -1,0 +1,104 @@
+"""One-line errors, progress lines, and files that are whole or absent."""
+
+import errno
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from n2s_utils import cli
+from n2s_utils.cli import InputError
+from n2s_utils.files import atomic_write, sha256
+
+
+def _run(main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    return caught.value.code, capsys.readouterr()
+
+
+def _raiser(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_success_is_status_0_in_silence(capsys):
+    code, output = _run(lambda: None, capsys)
+    assert not code and output.out == output.err == ""
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+    code, output = _run(_raiser(KeyboardInterrupt("saved at step 3; the same command goes on")), capsys)
+    assert code == 130 and output.err == "stopped: saved at step 3; the same command goes on\n"
+
+
+def test_bad_input_is_one_line_and_status_2(capsys):
+    code, output = _run(_raiser(InputError("sigma = 0: give a finite number above 0")), capsys)
+    assert code == 2 and output.out == ""
+    assert output.err == "error: sigma = 0: give a finite number above 0\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_one_line_and_status_2(number, capsys):
+    code, output = _run(_raiser(OSError(number, "full", "results.csv")), capsys)
+    assert code == 2 and output.err.startswith("error: results.csv: disk full") and output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("a bug"), ZeroDivisionError()])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)) as caught:
+        cli.run(_raiser(error))
+    assert caught.value is error
+
+
+def test_progress_prints_what_is_done_and_the_time_left(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for item in cli.progress(iter("abc"), total=5, label="run", done=2, every=20):
+        assert item in "abc"
+        clock[0] += 15  # seconds an item
+    assert capsys.readouterr().out == "run: 4/5, 00:15 left\n"
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert list(cli.progress(iter("abc"), total=5, label="run", done=2)) == ["a", "b", "c"]
+    assert "5/5" in capsys.readouterr().out
+
+
+def test_atomic_write_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "rows.csv"
+    for text in ("old", "new"):
+        with atomic_write(path) as temporary:
+            assert temporary.parent == path.parent and temporary.suffix == ".csv" and temporary != path
+            temporary.write_text(text)
+        assert path.read_text() == text and [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path, error):
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    with pytest.raises(error), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_atomic_write_keeps_the_old_file_when_the_disk_refuses(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="full"), atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_sha256_of_a_known_file(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,108 @@
+"""The report runner, on notebooks of a few cells."""
+
+import ast
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from n2s_utils import report
+from n2s_utils.cli import InputError
+
+PARAMETERS = 'PROFILE: str = "sample"  # profile\nOUTPUT: str = "build"  # where\nSIGMA: float = 25.0  # 0-255 scale'
+
+
+def write(folder, name, *code):
+    """A notebook that was executed in another order, so that a rewrite shows."""
+    cells = [
+        new_markdown_cell(f"# About {name}\n\nThe claim that $x^2$\nholds.\n\nMore."),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}, execution_count=9),
+        *(new_code_cell(source, execution_count=7, outputs=[new_output("stream", text="old\n")]) for source in code),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "notebooks"
+    (folder / "profiles").mkdir(parents=True)
+    (folder / "profiles" / "sample.yaml").write_text("PROFILE: sample\nOUTPUT: build\n")
+    (folder / "profiles" / "paper.yaml").write_text("PROFILE: paper\nOUTPUT: .\n")
+    write(folder, "01_one", "print('profile:', PROFILE, SIGMA)\nSIGMA")
+    write(folder, "02_two", "import pathlib\npathlib.Path('pyproject.toml').is_file()")
+    return folder
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "only", "message"),
+    [
+        ("papr", {}, [], "profile 'papr': choose one of paper, sample"),
+        ("sample", {"SIGMAA": 50}, [], "-p: .*'SIGMAA'; known: OUTPUT, PROFILE, SIGMA"),
+        ("sample", {}, ["01_on"], "notebook '01_on': choose one of 01_one, 02_two"),
+    ],
+)
+def test_unknown_names_are_refused(folder, profile, changes, only, message):
+    with pytest.raises(InputError, match=message):
+        report.plan(profile, changes, only, folder)
+
+
+def test_a_profile_with_an_unknown_parameter_is_refused(folder):
+    (folder / "profiles" / "typo.yaml").write_text("SIGNA: 50\n")
+    with pytest.raises(InputError, match="typo.yaml: .*'SIGNA'"):
+        report.plan("typo", {}, [], folder)
+
+
+@pytest.mark.parametrize(("text", "value"), [("50", 50), ("1e-3", 0.001), ("cuda", "cuda"), ("['Kodak']", ["Kodak"]), ("a b", "a b")])
+def test_values_on_the_command_line(text, value):
+    assert report._value(text) == value
+
+
+def test_prepare_writes_parameters_and_keeps_outputs(folder, tmp_path):
+    report.prepare(report.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "prepared")
+    prepared = nbformat.read(tmp_path / "prepared" / "01_one.ipynb", 4)
+    injected = [cell for cell in prepared.cells if "injected-parameters" in cell.metadata.tags]
+    assert [ast.unparse(line) for line in ast.parse(injected[0].source).body] == ["PROFILE = 'sample'", "OUTPUT = 'build'", "SIGMA = 50"]
+    assert prepared.cells[-1].outputs[0].text == "old\n"
+
+
+def test_sample_writes_pages_and_nothing_else(folder, tmp_path, capsys):
+    before = contents(folder)
+    report.build(report.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "pages")
+    assert contents(folder) == before
+    assert [line.split(" ... ")[0] for line in capsys.readouterr().out.splitlines()] == ["01_one", "02_two"]
+    page = (tmp_path / "pages" / "01_one.html").read_text()
+    assert "profile: sample 50" in page and 'href="02_two.html">next' in page
+    assert '<script src="http' not in page and (tmp_path / "pages" / "mathjax" / "MathJax.js").is_file()
+    index = (tmp_path / "pages" / "index.html").read_text()
+    assert 'href="01_one.html">About 01_one' in index and "The claim that $x^2$ holds." in index and "More." not in index
+
+
+def test_paper_writes_the_executed_notebooks_back(folder, tmp_path):
+    source = nbformat.read(folder / "01_one.ipynb", 4)
+    report.build(report.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
+    written = nbformat.read(folder / "01_one.ipynb", 4)
+    assert written.metadata == source.metadata
+    assert [(cell.id, cell.source, cell.metadata) for cell in written.cells] == [(c.id, c.source, c.metadata) for c in source.cells]
+    assert [cell.execution_count for cell in written.cells[1:]] == [1, 2]
+    stream, result = written.cells[-1].outputs
+    assert stream.text == "profile: paper 25.0\n" and result.execution_count == 2
+    assert str(tmp_path) not in (folder / "01_one.ipynb").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("raise ValueError('too\\nlong')", "ValueError: too$"), ("import os; os._exit(9)", "its process died, perhaps for want of memory$")],
+)
+def test_a_failure_names_the_cell_and_changes_no_notebook(folder, tmp_path, line, reason):
+    write(folder, "02_two", "1 + 1", line, "2 + 2")
+    before = contents(folder)
+    with pytest.raises(InputError, match=rf"^02_two.ipynb, code cell 3 \({line[:6]}.*\): {reason}"):
+        report.build(report.plan("paper", {}, [], folder), tmp_path / "pages")
+    assert contents(folder) == before
+    assert "profile: paper" in (tmp_path / "pages" / "01_one.html").read_text()
+    assert '02_two.html">About 02_two</a> (failed)' in (tmp_path / "pages" / "index.html").read_text()

@@ -1,0 +1,620 @@
+"""The training loop: exact resume, budgets, schedules, and everything that stops a run."""
+
+import csv
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from n2s_utils import cli, datasets, files, noise, objectives, training
+from n2s_utils.training import Config, read_config, train
+from n2s_utils.unet import UNet
+from n2s_utils.weights import load_record, load_weights
+
+# Bit equality is promised for one thread count only.
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(files.ROOT)}
+
+TINY = {
+    "name": "run",
+    "objective": "antithetic",
+    "s_max": 0.05,
+    "s_min": 0.01,
+    "dataset": "tiny",
+    "held_out": "tiny-held-out",
+    "crop": 32,
+    "batch": 1,
+    "crops": 6,
+    "warmup": 2,
+    "every": 2,
+    "precision": "fp32",
+}
+
+
+def tiny(**changes) -> Config:
+    return Config(**TINY | changes)
+
+
+def _rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_crops(monkeypatch):
+    monkeypatch.setattr(training, "HELD_OUT_CROPS", 4)
+
+
+def _after_each_step(monkeypatch, action):
+    """Call `action(run)` when the training loop has taken a step."""
+    take = training._Run._take_step
+
+    def take_and_act(run):
+        take(run)
+        action(run)
+
+    monkeypatch.setattr(training._Run, "_take_step", take_and_act)
+
+
+def _stop_after(monkeypatch, steps: int, which=signal.SIGINT):
+    """Send this process a signal while its step number `steps` runs."""
+    _after_each_step(monkeypatch, lambda run: run.step == steps and signal.raise_signal(which))
+
+
+def _clock(monkeypatch, pace):
+    """Let time pass only in steps, `pace()` seconds in each."""
+    now = [1000.0]
+    _after_each_step(monkeypatch, lambda run: now.append(now.pop() + pace()))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+
+def _poison(monkeypatch, after: int):
+    """Make the loss NaN from its training call number `after` + 1 on."""
+    loss, calls = objectives.AntitheticARDAE.loss, []
+
+    def poisoned(self, model, y, u, s_a):
+        value = loss(self, model, y, u, s_a)
+        calls.extend([1] * torch.is_grad_enabled())
+        return value * float("nan") if torch.is_grad_enabled() and len(calls) > after else value
+
+    monkeypatch.setattr(objectives.AntitheticARDAE, "loss", poisoned)
+
+
+# A run in processes of its own, stopped from outside.
+
+STEPS = 120
+PROCESS = """
+name = "run"
+objective = "ar-dae"
+s_max = 0.05
+s_min = 0.001
+dataset = "sample-train"
+held_out = "sample"
+crop = 32
+batch = 2
+crops = 240
+warmup = 20
+every = 15
+"""
+
+
+def _start(folder: Path) -> subprocess.Popen:
+    (folder / "run.toml").write_text(PROCESS)
+    command = [sys.executable, "-m", "n2s_utils.training", str(folder / "run.toml"), "--out", str(folder)]
+    return subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def _interrupt(folder: Path, which: int, rows: int) -> tuple[int, str, str]:
+    """Start or resume the run and send a signal once its log has `rows` rows."""
+    process = _start(folder)
+    metrics = folder / "run" / "metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(_rows(metrics)) >= rows):
+        time.sleep(0.005)
+    process.send_signal(which)
+    return _finish(process)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, out, err = _finish(_start(folder))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == str(folder / "run" / "run.safetensors")
+    return folder / "run"
+
+
+def _assert_same_run(folder: Path, other: Path):
+    assert (folder / "run.safetensors").read_bytes() == (other / "run.safetensors").read_bytes()
+    for name in ("run.csv", "metrics.csv"):
+        rows, expected = ([row | {"seconds": None} for row in _rows(run / name)] for run in (folder, other))
+        assert rows == expected and len(rows) == STEPS // 15
+    record, expected = (json.loads((run / "run.json").read_text()) for run in (folder, other))
+    for key in ("minutes", "crops_per_second"):
+        assert record.pop(key) >= 0 and expected.pop(key) >= 0
+    assert record == expected
+
+
+def test_resume_after_ctrl_c_and_after_sigterm_is_bit_equal(uninterrupted, tmp_path):
+    for which, rows in ((signal.SIGINT, 1), (signal.SIGTERM, 4)):
+        status, _, err = _interrupt(tmp_path, which, rows)
+        step = _checkpoint(tmp_path)["step"]
+        assert 15 * rows <= step < STEPS
+        assert status == 130
+        assert err == f"stopped: run: saved at step {step}; the same command goes on from there\n"
+        assert not (tmp_path / "run" / "run.safetensors").exists()
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "metrics.csv"]
+    assert _finish(_start(tmp_path))[0] == 0
+    _assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_resume_after_sigkill_is_bit_equal(uninterrupted, tmp_path):
+    status, _, _ = _interrupt(tmp_path, signal.SIGKILL, 2)
+    assert status == -signal.SIGKILL and not (tmp_path / "run" / "run.safetensors").exists()
+    assert 15 <= _checkpoint(tmp_path)["step"] < STEPS
+    assert _finish(_start(tmp_path))[0] == 0
+    _assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_shipped_files_of_a_run(uninterrupted):
+    record = load_record(uninterrupted / "run.safetensors")
+    assert record["sha256"] == files.sha256(uninterrupted / "run.safetensors")
+    assert (record["steps"], record["crops"]) == (STEPS, 2 * STEPS)
+    assert record["config"] == dataclasses.asdict(read_config(uninterrupted.parent / "run.toml"))
+    assert record["device"] and record["torch"] == torch.__version__
+    rows = _rows(uninterrupted / "run.csv")
+    assert [int(row["step"]) for row in rows] == list(range(15, STEPS + 1, 15))
+    assert [int(row["crops"]) for row in rows] == [2 * int(row["step"]) for row in rows]
+    assert float(rows[-1]["held_out_loss"]) == record["held_out_loss"]
+    checkpoint = _checkpoint(uninterrupted.parent)
+    assert checkpoint["data_sha256"] == record["data_sha256"]
+    for name, tensor in load_file(uninterrupted / "run.safetensors").items():
+        assert torch.equal(tensor, checkpoint["ema"][name].half())
+
+
+def test_a_run_needs_neither_scikit_image_nor_the_download_code(tiny_sets, tmp_path):
+    """pandas, matplotlib, pooch and scipy are blocked as well."""
+    script = f"""
+import sys
+for name in ("skimage", "pandas", "matplotlib", "pooch", "scipy", "papermill", "nbformat", "IPython"):
+    sys.modules[name] = None
+from n2s_utils import datasets, training
+training.HELD_OUT_CROPS = 1
+datasets.SETS["tiny"] = datasets.ImageSet(("tiny/a.png", "tiny/b.png"), 3)
+datasets.registry = lambda: {tiny_sets!r}
+print(training.train(training.Config(**{TINY | {"held_out": "tiny", "crops": 1}!r}), {str(tmp_path)!r}))
+"""
+    environment = ONE_THREAD | {datasets.FOLDER_VARIABLE: os.environ[datasets.FOLDER_VARIABLE]}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "run" / "run.safetensors").exists()
+
+
+# The same inside this process.
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step_and_a_rerun_goes_on(tiny_sets, tmp_path, monkeypatch, which):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 3, which)  # step 3 is no multiple of `every`
+        with pytest.raises(KeyboardInterrupt, match="run: saved at step 3; the same command goes on"):
+            train(tiny(), tmp_path / "a")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert _checkpoint(tmp_path / "a")["step"] == 3 and len(_checkpoint(tmp_path / "a")["rows"]) == 1
+    resumed, straight = train(tiny(), tmp_path / "a"), train(tiny(), tmp_path / "b")
+    assert resumed.read_bytes() == straight.read_bytes()
+
+
+def test_a_finished_run_is_not_trained_again(tiny_sets, tmp_path, monkeypatch):
+    weights = train(tiny(), tmp_path)
+    content = weights.read_bytes()
+    weights.unlink()
+    monkeypatch.setattr(training._Run, "_take_step", lambda run: pytest.fail("took a step"))
+    assert train(tiny(), tmp_path).read_bytes() == content
+
+
+def test_a_pixel_keeps_its_noise_in_every_step_and_after_a_resume(tiny_sets, tmp_path, monkeypatch):
+    """The one training picture is as large as the crop, so each crop is that picture, flipped or turned."""
+    seen, loss = [], objectives.AntitheticARDAE.loss
+
+    def spy(self, model, y, u, s_a):
+        if torch.is_grad_enabled():
+            seen.append((y.clone(), u.clone()))
+        return loss(self, model, y, u, s_a)
+
+    monkeypatch.setattr(objectives.AntitheticARDAE, "loss", spy)
+    config = tiny(dataset="tiny-one", crops=24, batch=2, every=4)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    before = _checkpoint(tmp_path)["data_sha256"]
+    train(config, tmp_path)
+    assert _checkpoint(tmp_path)["data_sha256"] == before
+
+    [(name, clean)] = datasets.load("tiny-one")
+    noisy = noise.realization(clean, noise.Gaussian(25.0), "tiny-one", name, 0)
+    poses = [np.rot90(flipped, turns) for flipped in (noisy, noisy[::-1]) for turns in range(4)]
+    assert len(seen) == 12
+    met = set()
+    for y, _ in seen:
+        for crop in y.permute(0, 2, 3, 1).numpy():
+            [pose] = [i for i, other in enumerate(poses) if np.array_equal(crop, other)]
+            met.add(pose)
+    assert len(met) > 4
+    draws = torch.stack([u for _, u in seen])
+    assert draws.flatten(0, 1).flatten(1).unique(dim=0).shape[0] == 24  # whereas u is fresh in every crop
+    assert draws.std().item() == pytest.approx(1, abs=0.02) and abs(draws.mean().item()) < 0.02
+
+
+def test_steps_depend_on_the_seed(tiny_sets, tmp_path):
+    first = train(tiny(crops=2), tmp_path / "a").read_bytes()
+    assert train(tiny(crops=2), tmp_path / "b").read_bytes() == first
+    assert train(tiny(crops=2, seed=1), tmp_path / "c").read_bytes() != first
+
+
+@pytest.mark.parametrize("objective", ["antithetic", "ar-dae"])
+def test_training_lowers_the_held_out_loss(tiny_sets, tmp_path, objective):
+    config = tiny(objective=objective, crops=80, batch=2, every=10, warmup=10)
+    rows = _rows(train(config, tmp_path).with_suffix(".csv"))
+    losses = [float(row["held_out_loss"]) for row in rows]
+    drop = losses[0] - losses[-1]
+    assert drop > 0 and min(losses) >= losses[-1] - 0.1 * drop
+
+
+def test_a_grey_set_trains_a_grey_network(tiny_sets, tmp_path):
+    assert load_weights(train(tiny(dataset="tiny-grey", held_out="tiny-grey", crops=1), tmp_path)).channels == 1
+
+
+def test_bf16_and_every_noise_model_run(tiny_sets, tmp_path):
+    for name, parameter in (("gaussian", 50.0), ("poisson", 0.05), ("gamma", 50.0)):
+        config = tiny(name=name, noise=name, parameter=parameter, precision="bf16", crops=2)
+        assert all(tensor.isfinite().all() for tensor in load_file(train(config, tmp_path)).values())
+
+
+# Schedules and averages.
+
+
+def _rate(step, total=110, **changes):
+    run = SimpleNamespace(config=tiny(learning_rate=1e-3, warmup=10, **changes), step=step, total=total)
+    return training._Run.learning_rate(run)
+
+
+def test_warm_up_then_cosine_to_zero():
+    expected = {0: 1e-4, 4: 5e-4, 9: 1e-3, 10: 1e-3, 35: 1e-3 * (2 + math.sqrt(2)) / 4, 60: 5e-4, 110: 0}
+    assert {step: _rate(step) for step in expected} == pytest.approx(expected)
+
+
+def test_warm_up_then_one_step_to_a_tenth():
+    expected = {0: 1e-4, 9: 1e-3, 10: 1e-3, 59: 1e-3, 60: 1e-4, 109: 1e-4}
+    assert {step: _rate(step, schedule="step") for step in expected} == pytest.approx(expected)
+
+
+def test_the_schedule_is_what_the_optimizer_uses(tiny_sets, tmp_path, monkeypatch):
+    used = []
+    _after_each_step(monkeypatch, lambda run: used.append(run.optimizer.param_groups[0]["lr"]))
+    weights = train(tiny(crops=12, warmup=4, learning_rate=1e-3), tmp_path)
+    cosine = [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    assert used == pytest.approx([1e-3 * rate for rate in [0.25, 0.5, 0.75, 1, *cosine]])
+    logged = [float(row["learning_rate"]) for row in _rows(weights.with_suffix(".csv"))]
+    assert logged[:2] == pytest.approx([7.5e-4, 1e-3]) and logged[-1] == 0  # of the step to come
+
+
+def test_average_of_constant_weights_is_those_weights(tiny_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
+    train(tiny(), tmp_path)
+    checkpoint = _checkpoint(tmp_path)
+    torch.manual_seed(tiny().seed)
+    for name, tensor in UNet(3).state_dict().items():
+        assert torch.equal(checkpoint["model"][name], tensor) and torch.equal(checkpoint["ema"][name], tensor)
+
+
+@pytest.mark.parametrize(("ema", "decays"), [(0.999, (2 / 11, 3 / 12, 4 / 13)), (0.2, (2 / 11, 0.2, 0.2))])
+def test_average_follows_the_weights_quickly_at_first(tiny_sets, tmp_path, monkeypatch, ema, decays):
+    """Its decay after step t is the smaller of `ema` and (1 + t) / (10 + t)."""
+    trail = []
+    _after_each_step(monkeypatch, lambda run: trail.append([net.bottom[0].weight.detach().clone() for net in (run.model, run.ema)]))
+    train(tiny(ema=ema, crops=3), tmp_path)
+    torch.manual_seed(tiny().seed)
+    expected = UNet(3).bottom[0].weight.detach()
+    for decay, (current, average) in zip(decays, trail, strict=True):
+        expected = decay * expected + (1 - decay) * current
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(average, current)
+
+
+def test_gradients_are_clipped(tiny_sets, tmp_path, monkeypatch):
+    norms = []
+    _after_each_step(monkeypatch, lambda run: norms.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item()))
+    train(tiny(crops=1, clip=1e-3), tmp_path / "a")
+    train(tiny(crops=1, clip=1e9), tmp_path / "b")
+    assert norms[0] == pytest.approx(1e-3, rel=1e-2) and norms[1] > 1e-2
+
+
+def test_minutes_become_a_recorded_budget_whose_schedule_ends(tiny_sets, tmp_path, monkeypatch, capsys):
+    """On a clock where a step takes 0.5 s, 15 seconds are 30 steps."""
+    _clock(monkeypatch, lambda: 0.5)
+    weights = train(tiny(crops=0, minutes=0.25, batch=2, warmup=8, every=50), tmp_path)
+    record = load_record(weights)
+    assert (record["steps"], record["crops"], record["minutes"]) == (30, 60, 0.2)
+    assert "0.25 minutes allow 60 crops" in capsys.readouterr().out
+    assert _rows(weights.with_suffix(".csv"))[-1]["learning_rate"] == "0.0"
+    assert _checkpoint(tmp_path)["total"] == 30
+    assert (record["config"]["minutes"], record["config"]["crops"]) == (0.25, 0)
+
+
+@pytest.mark.parametrize("warmup", [1, 3, 16])
+def test_minutes_reach_the_end_of_the_schedule_after_any_warm_up(tiny_sets, tmp_path, monkeypatch, warmup):
+    """Six seconds are 12 steps; a warm-up longer than that is finished all the same."""
+    _clock(monkeypatch, lambda: 0.5)
+    weights = train(tiny(crops=0, minutes=0.1, warmup=warmup, every=50), tmp_path)
+    steps = load_record(weights)["steps"]
+    assert steps == 12 if warmup < 12 else warmup < steps < warmup + 12
+    assert _rows(weights.with_suffix(".csv"))[-1]["learning_rate"] == "0.0"
+
+
+@pytest.mark.parametrize("stop", [1, 8, 15])
+def test_minutes_survive_a_stop_before_and_after_the_speed_is_known(tiny_sets, tmp_path, monkeypatch, stop):
+    _clock(monkeypatch, lambda: 0.5)
+    config = tiny(crops=0, minutes=0.15, warmup=6, every=50)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    assert load_record(train(config, tmp_path))["steps"] == pytest.approx(18, abs=1)
+
+
+def test_a_budget_once_set_survives_a_slower_machine(tiny_sets, tmp_path, monkeypatch):
+    pace = 0.5
+    _clock(monkeypatch, lambda: pace)
+    config = tiny(crops=0, minutes=0.25, warmup=4, every=50)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 20)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    pace = 50.0
+    assert _checkpoint(tmp_path)["total"] == load_record(train(config, tmp_path))["steps"] == 30
+
+
+# What stops a run.
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tiny_sets, tmp_path, monkeypatch, refused):
+    _poison(monkeypatch, after=4)  # good checkpoints at steps 2 and 4
+    with refused("run: loss is nan", "before step 6", tmp_path / "run" / "checkpoint.pt"):
+        train(tiny(crops=20), tmp_path)
+    checkpoint = _checkpoint(tmp_path)
+    assert checkpoint["step"] == 4 and all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+    assert [row["step"] for row in _rows(tmp_path / "run" / "metrics.csv")] == ["2", "4"]
+    assert not (tmp_path / "run" / "run.safetensors").exists()
+
+
+def test_nan_loss_before_the_first_checkpoint_leaves_none(tiny_sets, tmp_path, monkeypatch, refused):
+    _poison(monkeypatch, after=0)
+    with refused("run: loss is nan"):
+        train(tiny(), tmp_path)
+    assert not (tmp_path / "run").exists() or [*(tmp_path / "run").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(500), bytes(1000)],
+    ids=["empty", "text", "zip header", "zeros"],
+)
+def test_corrupt_checkpoint_is_refused(tiny_sets, tmp_path, refused, content):
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with refused(path, "corrupt or not a checkpoint of ours", "remove it"):
+        train(tiny(), tmp_path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9999])
+def test_truncated_checkpoint_is_refused(tiny_sets, tmp_path, refused, share):
+    train(tiny(crops=1), tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with refused(path, "corrupt or not a checkpoint of ours", "remove it"):
+        train(tiny(crops=1), tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2]], ids=["dict", "list"])
+def test_torch_file_of_another_program_is_refused(tiny_sets, tmp_path, refused, content):
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.parent.mkdir()
+    torch.save(content, path)
+    with refused(path, "not a checkpoint of ours"):
+        train(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"crops": 60}, {"objective": "ar-dae"}, {"parameter": 50.0}, {"noise_seed": 1}, {"dataset": "tiny-one"}]
+)
+def test_checkpoint_of_another_configuration_is_refused(tiny_sets, tmp_path, refused, changes):
+    train(tiny(crops=1), tmp_path)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with refused(tmp_path / "run" / "checkpoint.pt", "from another run", *changes):
+        train(tiny(**{"crops": 1} | changes), tmp_path)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_checkpoint_of_other_data_is_refused(tiny_sets, tmp_path, monkeypatch, refused):
+    train(tiny(crops=1), tmp_path)
+    monkeypatch.setitem(datasets.SETS, "tiny", datasets.ImageSet(("tiny/a.png",), 3))
+    with refused("checkpoint.pt", "from another run", "data"):
+        train(tiny(crops=1), tmp_path)
+
+
+def test_full_disk_keeps_the_old_checkpoint(tiny_sets, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), tmp_path)
+    folder = tmp_path / "run"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr("os.fsync", refuse)
+        cli.run(lambda: train(tiny(), tmp_path))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "disk full" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    train(tiny(), tmp_path)  # and with space again it goes on
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_refused(refused):
+    with refused("device = 'cuda'", "no usable CUDA device", "cpu"):
+        tiny(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"crop": 33}, ("crop = 33", "multiple of 32")),
+        ({"crop": 0}, ("crop = 0",)),
+        ({"batch": 0}, ("batch = 0",)),
+        ({"every": -1}, ("every = -1",)),
+        ({"warmup": 0}, ("warmup = 0",)),
+        ({"learning_rate": 0.0}, ("learning_rate = 0.0",)),
+        ({"learning_rate": float("nan")}, ("learning_rate = nan",)),
+        ({"clip": float("inf")}, ("clip = inf",)),
+        ({"ema": 1.0}, ("ema = 1.0",)),
+        ({"ema": -0.1}, ("ema = -0.1",)),
+        ({"crops": 0}, ("crops = 0", "minutes = 0.0", "one of them")),
+        ({"minutes": 2.0}, ("crops = 6", "minutes = 2.0", "one of them")),
+        ({"crops": -8}, ("crops = -8",)),
+        ({"crops": 8, "minutes": -1.0}, ("minutes = -1.0",)),
+        ({"schedule": "linear"}, ("schedule = 'linear'", "cosine, step")),
+        ({"precision": "fp8"}, ("precision = 'fp8'", "bf16, fp32")),
+        ({"device": "tpu"}, ("device = 'tpu'", "cpu, cuda")),
+        ({"crops": 6.5}, ("crops = 6.5", "type int")),
+        ({"batch": "8"}, ("batch = '8'", "type int")),
+        ({"batch": True}, ("batch = True", "type int")),
+        ({"parameter": "25"}, ("parameter = '25'", "type float")),
+        ({"compile": 1}, ("compile = 1", "type bool")),
+        ({"dataset": 3}, ("dataset = 3", "type str")),
+    ],
+)
+def test_bad_configuration_is_refused(refused, changes, parts):
+    with refused(*parts):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"objective": "n2v"}, ("'n2v'", "ar-dae")),
+        ({"s_min": 0.2}, ("s_min = 0.2", "s_max = 0.05")),
+        ({"parameter": 0.0}, ("sigma = 0",)),
+        ({"parameter": float("nan")}, ("sigma = nan",)),
+        ({"noise": "salt"}, ("'salt'", "gaussian")),
+        ({"dataset": "CBSD"}, ("'CBSD'", "CBSD68")),
+        ({"held_out": "tiny-grey"}, ("held_out = 'tiny-grey'", "'tiny'")),
+        ({"crop": 64}, ("48x40", "64")),
+    ],
+)
+def test_bad_data_or_objective_is_refused_before_anything_is_written(tiny_sets, tmp_path, refused, changes, parts):
+    with refused(*parts):
+        train(tiny(**changes), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_image_is_refused(tiny_sets, tmp_path, monkeypatch, refused):
+    missing = Path(os.environ[datasets.FOLDER_VARIABLE]) / "tiny" / "b.png"
+    missing.unlink()
+    with refused(missing, "missing"):
+        train(tiny(), tmp_path)
+
+
+# The configuration file and the command.
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items()))
+    return path
+
+
+def test_configuration_file(toml):
+    assert read_config(toml) == tiny()
+    assert read_config(toml, {"batch": 3, "parameter": 50}) == tiny(batch=3, parameter=50.0)
+
+
+def test_a_length_given_later_replaces_the_file_s(toml):
+    assert read_config(toml, {"minutes": 5}) == tiny(crops=0, minutes=5.0)
+    assert read_config(toml, {"crops": 9}) == tiny(crops=9)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("name = 'a'\nsigmas = 3", ("unknown field 'sigmas'", "s_max")),
+        ("name = 'a'", ("field 'objective' is missing",)),
+        ("name = ", ("not TOML",)),
+        ("\x00\x01", ("not TOML",)),
+    ],
+)
+def test_bad_configuration_file_is_refused(tmp_path, refused, text, parts):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with refused(path, *parts):
+        read_config(path)
+
+
+def test_missing_configuration_file_is_refused(tmp_path, refused):
+    with refused(tmp_path / "none.toml", "no such configuration file"):
+        read_config(tmp_path / "none.toml")
+
+
+def _command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(training.main)
+    return caught.value.code, capsys.readouterr()
+
+
+def test_command_trains_with_changes(tiny_sets, toml, tmp_path, monkeypatch, capsys):
+    status, output = _command(monkeypatch, capsys, toml, "crops=1", "name=short", "learning_rate=1e-4", "--out", tmp_path / "runs")
+    weights = tmp_path / "runs" / "short" / "short.safetensors"
+    assert not status and output.out == f"{weights}\n" and output.err == ""
+    config = load_record(weights)["config"]
+    assert (config["crops"], config["name"], config["learning_rate"]) == (1, "short", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [("colour=blue", "unknown field 'colour'"), ("crops", "KEY=VALUE"), ("crops=many", "crops = 'many'"), ("dataset=Moon", "'Moon'")],
+)
+def test_command_refuses_in_one_line(tiny_sets, toml, tmp_path, monkeypatch, capsys, change, part):
+    status, output = _command(monkeypatch, capsys, toml, change, "--out", tmp_path / "runs")
+    assert status == 2 and output.out == "" and part in output.err
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
