@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from n2s_utils import cli
+from n2s_utils.datasets import load
 from n2s_utils.evaluation import denoise, non_local_means
 from n2s_utils.files import ROOT, atomic_write
 from n2s_utils.noise import Gaussian
@@ -22,7 +23,6 @@ from n2s_utils.training import device_name
 from n2s_utils.unet import UNet
 
 CROPS, SIZE = 8, 128
-PICTURE = (512, 768, 3)  # one Kodak picture
 
 
 def seconds_of(work: Callable[[], object], repeats: int) -> float:
@@ -57,8 +57,9 @@ def training_speed(memory_format: torch.memory_format, bf16: bool) -> float:
 
 def main() -> None:
     noise = Gaussian(25.0)
-    y = noise.sample(np.full(PICTURE, 0.5, np.float32), np.random.default_rng(0))
-    megapixels = PICTURE[0] * PICTURE[1] / 1e6
+    _, clean = next(load("sample", ["astronaut"]))
+    y = noise.sample(clean, np.random.default_rng(0))
+    megapixels = y.shape[0] * y.shape[1] / 1e6
     model = UNet(3).eval()
     measured = [
         ("training, float32 contiguous", training_speed(torch.contiguous_format, bf16=False), "crops of 128x128 a second"),

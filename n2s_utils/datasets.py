@@ -92,7 +92,7 @@ def load(dataset: str, images: list[str] | None = None) -> Iterator[tuple[str, n
     for image in images or ():
         if image not in files:
             raise InputError(f"image {image!r}: not in {dataset}, which has {', '.join(list(files)[:3])}, ...")
-    digests = registry() | _extracted_digests()
+    digests = registry() | extracted_digests()
     fetch = "'make data SETS=DIV2K'" if dataset == "DIV2K" else "'make data'"
     for name, file in files.items():
         if images is not None and name not in images:
@@ -106,7 +106,7 @@ def load(dataset: str, images: list[str] | None = None) -> Iterator[tuple[str, n
         yield name, _decode(content, path, chosen.channels, convert=False)
 
 
-def _extracted_digests() -> dict[str, str]:
+def extracted_digests() -> dict[str, str]:
     """The sums written when a verified DIV2K archive was unpacked; its files have no published ones."""
     sums = locate("DIV2K/SHA256SUMS")
     if not sums.is_file():

@@ -60,7 +60,7 @@ def obtain(names: list[str]) -> None:
 
 def _digests(names: list[str]) -> dict[str, str]:
     """Relative path -> SHA-256 of the files of the sets `names`."""
-    known = datasets.registry() | datasets._extracted_digests()
+    known = datasets.registry() | datasets.extracted_digests()
     return {file: digest for file, digest in known.items() if file.partition("/")[0] in names}
 
 

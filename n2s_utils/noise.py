@@ -1,8 +1,8 @@
 """The three noise models of the paper: how each corrupts, and its Tweedie formula.
 
 Images x and y are arrays of any shape with intensities in [0, 1]. A noisy image is float32,
-never clipped and never rounded. A score has the shape of y. Formulas: Kim & Ye 2021, section 3.2
-and table 1; notebook 01 derives them and says which posterior functional each one really is.
+never clipped and never rounded. A score has the shape of y. The formulas are those of Kim & Ye 2021;
+notebook 01 derives them and says which posterior functional each one really is.
 """
 
 import hashlib

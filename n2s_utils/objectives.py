@@ -25,7 +25,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class ARDAE:
-    """The paper's loss, E|u + s_a R(y + s_a u)|^2 with u ~ N(0, I) (Kim & Ye 2021, eq. 10; Lim et al. 2020).
+    """The paper's loss, E|u + s_a R(y + s_a u)|^2 with u ~ N(0, I) (Lim et al. 2020, as used by Kim & Ye 2021).
 
     s_a falls linearly from s_max to s_min over the first `ramp` crops of every `cycle` crops, then
     stays, and restarts (the authors' code; an epoch there is 1,200 images x 20 crops).

@@ -23,7 +23,7 @@ def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame
     """All result rows of a folder's CSV files; raises InputError if there are none."""
     files = sorted(Path(folder).glob("*.csv"))
     if not files:
-        raise InputError(f"{folder}: no result rows; run notebook 04_tweedie_evaluation first")
+        raise InputError(f"{folder}: no result rows; run 'make report PROFILE=paper'")
     return pd.concat([pd.read_csv(file, keep_default_na=False, na_values={"psnr": "", "ssim": ""}) for file in files], ignore_index=True)
 
 

@@ -191,16 +191,18 @@ class _Run:
         rng = np.random.default_rng([config.seed, self.step])
         crops_seen = self.step * config.batch
         y, u = self._draw(self.data, config.batch, rng)
-        s_a = torch.from_numpy(self.objective.noise_levels(crops_seen, config.batch, rng)).float()
+        levels = self.objective.noise_levels(crops_seen, config.batch, rng)
+        s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(config.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        loss = self._loss(self.forward, y, u, s_a.view(-1, 1, 1, 1).to(config.device))
+        loss = self._loss(self.forward, y, u, s_a)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
-        self.loss_sum += loss.detach()
+        self.loss_sum += loss.detach() + 0 * norm  # a gradient that is not finite shows as well
+        self.last_s_a = float(levels.mean())
         # Early steps count less, or the random start would linger in the average.
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
@@ -230,12 +232,8 @@ class _Run:
         return self._loss(self.ema, *self.held_out, self.held_out_levels).item()
 
     def _log(self) -> None:
+        self._check_finite()
         loss = self.loss_sum.item() / (self.step - (self.rows[-1]["step"] if self.rows else 0))
-        if not math.isfinite(loss):
-            raise InputError(
-                f"{self.config.name}: loss is {loss} before step {self.step}; {self.checkpoint} keeps the last good "
-                "state if one was saved; lower learning_rate or clip"
-            )
         self.loss_sum.zero_()
         self.rows.append(
             {
@@ -243,12 +241,19 @@ class _Run:
                 "crops": self.step * self.config.batch,
                 "seconds": round(self.seconds, 1),
                 "learning_rate": self.learning_rate(),
-                "s_a": float(self.objective.noise_levels((self.step - 1) * self.config.batch, 1, np.random.default_rng(0))[0]),
+                "s_a": self.last_s_a,  # mean over the crops of this step
                 "loss": loss,
                 "held_out_loss": self.held_out_loss(),
             }
         )
         self.write_metrics(self.checkpoint.with_name("metrics.csv"))
+
+    def _check_finite(self) -> None:
+        if not math.isfinite(self.loss_sum.item()):
+            raise InputError(
+                f"{self.config.name}: the loss or its gradient is no finite number before step {self.step}; "
+                f"{self.checkpoint} keeps the last good state if one was saved; lower learning_rate or clip"
+            )
 
     def write_metrics(self, path: Path) -> None:
         with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
@@ -257,7 +262,8 @@ class _Run:
             writer.writerows(self.rows)
 
     def save(self) -> None:
-        """Checkpoint all that the remaining steps depend on."""
+        """Checkpoint all that the remaining steps depend on; raises InputError instead of keeping a state that is not finite."""
+        self._check_finite()
         state = {
             "config": dataclasses.asdict(self.config),
             "data_sha256": self.data.sha256,
