@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's `main` and exit: 0, or one line and 2 for bad input or a full disk, 130 for Ctrl-C."""
+    """Run a command's `main` and exit: 0, or one line and 2 for bad input, a bad path or a full disk, 130 for Ctrl-C."""
     status = 0
     try:
         main()
@@ -23,9 +23,11 @@ def run(main: Callable[[], None]) -> None:
         print(f"stopped: {interrupt}", file=sys.stderr)
         status = 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None:
             raise
-        status = _complain(f"{error.filename or 'output'}: disk full; nothing half-written is left, free space and run again")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "disk full; nothing half-written is left, free space and run again"
+        status = _complain(f"{error.filename}: " + (remedy if full else f"{error.strerror}; check the path and its permissions"))
     sys.exit(status)
 
 

@@ -115,7 +115,7 @@ def _check_positive(name: str, value: float) -> None:
 
 def rng(*key: object) -> np.random.Generator:
     """Random numbers that are a pure function of `key`, such as (dataset, image, noise, parameter, seed)."""
-    text = "/".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key)
+    text = "/".join(repr(part).removesuffix(".0") if isinstance(part, float) else str(part) for part in key)
     return np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
 
 

@@ -10,9 +10,9 @@ Needs only torch, numpy, pillow, safetensors and tqdm.
 import argparse
 import csv
 import dataclasses
+import hashlib
 import io
 import math
-import pickle
 import platform
 import signal
 import time
@@ -73,7 +73,11 @@ class Config:
         for field in ("crop", "batch", "learning_rate", "warmup", "clip", "every"):
             if not 0 < getattr(self, field) < math.inf:
                 raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
-        if (self.crops > 0) == (self.minutes > 0) or min(self.crops, self.minutes) < 0:
+        if Path(self.name).name != self.name or self.name in ("", ".."):
+            raise InputError(f"name = {self.name!r}: give a file name without folders")
+        if self.seed < 0 or self.noise_seed < 0:
+            raise InputError(f"seed = {self.seed}, noise_seed = {self.noise_seed}: give whole numbers from 0")
+        if not math.isfinite(self.minutes) or (self.crops > 0) == (self.minutes > 0) or min(self.crops, self.minutes) < 0:
             raise InputError(f"crops = {self.crops}, minutes = {self.minutes}: give one of them above 0")
         if self.crop % STRIDE:
             raise InputError(f"crop = {self.crop}: give a multiple of {STRIDE}")
@@ -89,8 +93,8 @@ def read_config(path: str | Path, changes: dict | None = None) -> Config:
     """The configuration in a TOML file, with `changes` to its fields; raises InputError naming a bad field."""
     try:
         values = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        raise InputError(f"{path}: no readable configuration file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML ({error})") from None
     changes = changes or {}
@@ -252,7 +256,7 @@ class _Run:
         if not math.isfinite(self.loss_sum.item()):
             raise InputError(
                 f"{self.config.name}: the loss or its gradient is no finite number before step {self.step}; "
-                f"{self.checkpoint} keeps the last good state if one was saved; lower learning_rate or clip"
+                f"{self.checkpoint} keeps the last good state if one was saved; try a lower learning_rate or clip under another name"
             )
 
     def write_metrics(self, path: Path) -> None:
@@ -278,17 +282,18 @@ class _Run:
         }
         buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
         torch.save(state, buffer)
+        content = buffer.getvalue()
         with atomic_write(self.checkpoint) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
 
     def _load(self) -> None:
         path = self.checkpoint
-        try:
-            state = torch.load(path, self.config.device, weights_only=True)
-            saved = state["config"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"{path}: corrupt or not a checkpoint of ours ({reason}); remove it to start anew") from None
+        stored = path.read_bytes()
+        digest, content = stored[:32], stored[32:]
+        if hashlib.sha256(content).digest() != digest:
+            raise InputError(f"{path}: corrupt or not a checkpoint of ours; remove it to start anew")
+        state = torch.load(io.BytesIO(content), self.config.device, weights_only=True)
+        saved = state["config"]
         mine = dataclasses.asdict(self.config)
         other = sorted(key for key in mine.keys() | saved.keys() if mine.get(key) != saved.get(key))
         if other or state["data_sha256"] != self.data.sha256:

@@ -47,8 +47,14 @@ def load_weights(path: str | Path, channels: int | None = None) -> UNet:
 
 
 def load_record(path: str | Path) -> dict:
-    """What made a weights file, from the JSON beside it; raises InputError if that is missing."""
+    """What made a weights file, from the JSON beside it; raises InputError if that is missing, broken or of another file."""
     record = Path(path).with_suffix(".json")
-    if not record.is_file():
-        raise InputError(f"{record}: missing; weights come with the record of their training")
-    return json.loads(record.read_text())
+    try:
+        content = json.loads(record.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{record}: missing; weights come with the record of their training") from None
+    except ValueError as error:
+        raise InputError(f"{record}: not JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("sha256") != sha256(path):
+        raise InputError(f"{record}: not the record of {Path(path).name} (another SHA-256); copy both from one run")
+    return content

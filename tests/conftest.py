@@ -1,7 +1,9 @@
 """What several test modules share."""
 
 import hashlib
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,29 @@ def refused():
             assert str(part) in message
 
     return check
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """`with full_disk():` the first byte written to a new temporary file fails, as on a disk without space."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+
+    with_name = Path.with_name
+
+    def full(path, name):
+        temporary = with_name(path, name)
+        if ".part" in name:
+            temporary.symlink_to("/dev/full")
+        return temporary
+
+    @contextmanager
+    def disk():
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "with_name", full)
+            yield
+
+    return disk
 
 
 @pytest.fixture

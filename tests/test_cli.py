@@ -46,6 +46,12 @@ def test_full_disk_is_one_line_and_status_2(number, capsys):
     assert code == 2 and output.err.startswith("error: results.csv: disk full") and output.err.count("\n") == 1
 
 
+def test_a_path_that_cannot_be_used_is_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, output = _run((tmp_path / "file" / "rows.csv").read_text, capsys)
+    assert code == 2 and output.err == f"error: {tmp_path}/file/rows.csv: Not a directory; check the path and its permissions\n"
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("a bug"), ZeroDivisionError()])
 def test_other_errors_keep_their_traceback(error):
     with pytest.raises(type(error)) as caught:
@@ -87,7 +93,21 @@ def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path, error):
     assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
 
 
-def test_atomic_write_keeps_the_old_file_when_the_disk_refuses(tmp_path, monkeypatch):
+def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(tmp_path, full_disk, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+
+    def main():
+        with atomic_write(path) as temporary:
+            temporary.write_text("new")
+
+    with full_disk():
+        code, output = _run(main, capsys)
+    assert code == 2 and "disk full" in output.err and output.err.count("\n") == 1
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_atomic_write_keeps_the_old_file_when_it_cannot_be_synced(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "full")
 

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import errno
+import io
 import json
 import math
 import os
@@ -52,7 +52,8 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "run" / "checkpoint.pt", weights_only=True)
+    stored = (folder / "run" / "checkpoint.pt").read_bytes()  # a digest of 32 bytes, then what torch wrote
+    return torch.load(io.BytesIO(stored[32:]), weights_only=True)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +156,7 @@ def _assert_same_run(folder: Path, other: Path):
 
 
 def test_resume_after_ctrl_c_and_after_sigterm_is_bit_equal(uninterrupted, tmp_path):
-    for which, rows in ((signal.SIGINT, 1), (signal.SIGTERM, 4)):
+    for which, rows in ((signal.SIGINT, 1), (signal.SIGTERM, 3)):
         status, _, err = _interrupt(tmp_path, which, rows)
         step = _checkpoint(tmp_path)["step"]
         assert 15 * rows <= step < STEPS
@@ -212,17 +213,27 @@ print(training.train(training.Config(**{TINY | {"held_out": "tiny", "crops": 1}!
 # The same inside this process.
 
 
+@pytest.fixture
+def signals():
+    """Nothing but the training loop reacts to Ctrl-C and SIGTERM; afterwards its handlers must be gone."""
+    both = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(which, signal.SIG_IGN) for which in both]
+    yield
+    after = [signal.signal(which, handler) for which, handler in zip(both, before, strict=True)]
+    assert after == [signal.SIG_IGN] * 2
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_after_the_step_and_a_rerun_goes_on(tiny_sets, tmp_path, monkeypatch, which):
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def test_a_signal_saves_after_the_step_and_a_rerun_goes_on(tiny_sets, tmp_path, monkeypatch, signals, which):
     with monkeypatch.context() as patch:
         _stop_after(patch, 3, which)  # step 3 is no multiple of `every`
         with pytest.raises(KeyboardInterrupt, match="run: saved at step 3; the same command goes on"):
             train(tiny(), tmp_path / "a")
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert _checkpoint(tmp_path / "a")["step"] == 3 and len(_checkpoint(tmp_path / "a")["rows"]) == 1
     resumed, straight = train(tiny(), tmp_path / "a"), train(tiny(), tmp_path / "b")
     assert resumed.read_bytes() == straight.read_bytes()
+    logs = [[row | {"seconds": None} for row in _rows(weights.with_suffix(".csv"))] for weights in (resumed, straight)]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
 
 
 def test_a_finished_run_is_not_trained_again(tiny_sets, tmp_path, monkeypatch):
@@ -265,6 +276,19 @@ def test_a_pixel_keeps_its_noise_in_every_step_and_after_a_resume(tiny_sets, tmp
     draws = torch.stack([u for _, u in seen])
     assert draws.flatten(0, 1).flatten(1).unique(dim=0).shape[0] == 24  # whereas u is fresh in every crop
     assert draws.std().item() == pytest.approx(1, abs=0.02) and abs(draws.mean().item()) < 0.02
+
+
+def test_the_level_of_a_crop_follows_its_number(tiny_sets, tmp_path, monkeypatch):
+    seen, loss = [], objectives.ARDAE.loss
+
+    def spy(self, model, y, u, s_a):
+        seen.extend(s_a.flatten().tolist() if torch.is_grad_enabled() else [])
+        return loss(self, model, y, u, s_a)
+
+    monkeypatch.setattr(objectives.ARDAE, "loss", spy)
+    train(tiny(objective="ar-dae", crops=8, batch=2), tmp_path)
+    expected = objectives.ARDAE(0.05, 0.01).noise_levels(0, 8, np.random.default_rng(0))
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
 def test_steps_depend_on_the_seed(tiny_sets, tmp_path):
@@ -322,9 +346,9 @@ def test_the_schedule_is_what_the_optimizer_uses(tiny_sets, tmp_path, monkeypatc
 
 def test_average_of_constant_weights_is_those_weights(tiny_sets, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
-    train(tiny(), tmp_path)
+    train(tiny(seed=3), tmp_path)
     checkpoint = _checkpoint(tmp_path)
-    torch.manual_seed(tiny().seed)
+    torch.manual_seed(3)
     for name, tensor in UNet(3).state_dict().items():
         assert torch.equal(checkpoint["model"][name], tensor) and torch.equal(checkpoint["ema"][name], tensor)
 
@@ -373,7 +397,7 @@ def test_minutes_reach_the_end_of_the_schedule_after_any_warm_up(tiny_sets, tmp_
     assert _rows(weights.with_suffix(".csv"))[-1]["learning_rate"] == "0.0"
 
 
-@pytest.mark.parametrize("stop", [1, 8, 15])
+@pytest.mark.parametrize("stop", [1, 6, 15])
 def test_minutes_survive_a_stop_before_and_after_the_speed_is_known(tiny_sets, tmp_path, monkeypatch, stop):
     _clock(monkeypatch, lambda: 0.5)
     config = tiny(crops=0, minutes=0.15, warmup=6, every=50)
@@ -401,7 +425,7 @@ def test_a_budget_once_set_survives_a_slower_machine(tiny_sets, tmp_path, monkey
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tiny_sets, tmp_path, monkeypatch, refused):
     _poison(monkeypatch, after=4)  # good checkpoints at steps 2 and 4
-    with refused("run: loss is nan", "before step 6", tmp_path / "run" / "checkpoint.pt"):
+    with refused("run: the loss", "no finite number before step 6", tmp_path / "run" / "checkpoint.pt"):
         train(tiny(crops=20), tmp_path)
     checkpoint = _checkpoint(tmp_path)
     assert checkpoint["step"] == 4 and all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
@@ -411,9 +435,32 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tiny_sets, tmp_path, 
 
 def test_nan_loss_before_the_first_checkpoint_leaves_none(tiny_sets, tmp_path, monkeypatch, refused):
     _poison(monkeypatch, after=0)
-    with refused("run: loss is nan"):
+    with refused("run: the loss", "no finite number"):
         train(tiny(), tmp_path)
-    assert not (tmp_path / "run").exists() or [*(tmp_path / "run").iterdir()] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_after_a_nan_loss_keeps_the_last_good_checkpoint(tiny_sets, tmp_path, monkeypatch, refused):
+    _poison(monkeypatch, after=4)
+    _stop_after(monkeypatch, 5)  # before the next check
+    with refused("no finite number before step 5"):
+        train(tiny(crops=20), tmp_path)
+    assert _checkpoint(tmp_path)["step"] == 4
+
+
+def test_nan_gradient_of_a_finite_loss_stops_even_in_the_last_step(tiny_sets, tmp_path, monkeypatch, refused):
+    loss = objectives.AntitheticARDAE.loss
+
+    def poisoned(self, model, y, u, s_a):
+        value = loss(self, model, y, u, s_a)
+        if torch.is_grad_enabled():
+            value.register_hook(lambda gradient: gradient * float("nan") if (tmp_path / "run").exists() else gradient)
+        return value
+
+    monkeypatch.setattr(objectives.AntitheticARDAE, "loss", poisoned)
+    with refused("run: the loss or its gradient", "no finite number before step 3"):
+        train(tiny(crops=3), tmp_path)
+    assert _checkpoint(tmp_path)["step"] == 2 and not (tmp_path / "run" / "run.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -437,6 +484,18 @@ def test_truncated_checkpoint_is_refused(tiny_sets, tmp_path, refused, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with refused(path, "corrupt or not a checkpoint of ours", "remove it"):
         train(tiny(crops=1), tmp_path)
+
+
+def test_a_checkpoint_with_any_byte_altered_is_refused(tiny_sets, tmp_path, refused):
+    train(tiny(crops=1), tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    good = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(good), size=20):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with refused(path, "corrupt"):
+            train(tiny(crops=1), tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, [1, 2]], ids=["dict", "list"])
@@ -466,20 +525,16 @@ def test_checkpoint_of_other_data_is_refused(tiny_sets, tmp_path, monkeypatch, r
         train(tiny(crops=1), tmp_path)
 
 
-def test_full_disk_keeps_the_old_checkpoint(tiny_sets, tmp_path, monkeypatch, capsys):
+def test_full_disk_keeps_the_old_checkpoint(tiny_sets, tmp_path, monkeypatch, full_disk, capsys):
     with monkeypatch.context() as patch:
         _stop_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(), tmp_path)
     folder = tmp_path / "run"
     before = {path: path.read_bytes() for path in folder.iterdir()}
-
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    monkeypatch.setattr(training._Run, "write_metrics", lambda *_: None)  # so that the checkpoint meets the full disk first
     capsys.readouterr()
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr("os.fsync", refuse)
+    with full_disk(), pytest.raises(SystemExit) as caught:
         cli.run(lambda: train(tiny(), tmp_path))
     assert caught.value.code == 2
     error = capsys.readouterr().err
@@ -511,6 +566,11 @@ def test_cuda_without_a_device_is_refused(refused):
         ({"minutes": 2.0}, ("crops = 6", "minutes = 2.0", "one of them")),
         ({"crops": -8}, ("crops = -8",)),
         ({"crops": 8, "minutes": -1.0}, ("minutes = -1.0",)),
+        ({"minutes": float("inf"), "crops": 0}, ("minutes = inf",)),
+        ({"minutes": float("nan")}, ("minutes = nan",)),
+        ({"seed": -1}, ("seed = -1",)),
+        ({"name": ""}, ("name = ''",)),
+        ({"name": "../x"}, ("name = '../x'", "without folders")),
         ({"schedule": "linear"}, ("schedule = 'linear'", "cosine, step")),
         ({"precision": "fp8"}, ("precision = 'fp8'", "bf16, fp32")),
         ({"device": "tpu"}, ("device = 'tpu'", "cpu, cuda")),
@@ -537,7 +597,7 @@ def test_bad_configuration_is_refused(refused, changes, parts):
         ({"noise": "salt"}, ("'salt'", "gaussian")),
         ({"dataset": "CBSD"}, ("'CBSD'", "CBSD68")),
         ({"held_out": "tiny-grey"}, ("held_out = 'tiny-grey'", "'tiny'")),
-        ({"crop": 64}, ("48x40", "64")),
+        ({"crop": 64}, ("training image a, 48x40", "64")),
     ],
 )
 def test_bad_data_or_objective_is_refused_before_anything_is_written(tiny_sets, tmp_path, refused, changes, parts):
@@ -590,8 +650,10 @@ def test_bad_configuration_file_is_refused(tmp_path, refused, text, parts):
 
 
 def test_missing_configuration_file_is_refused(tmp_path, refused):
-    with refused(tmp_path / "none.toml", "no such configuration file"):
+    with refused(tmp_path / "none.toml", "no readable configuration file"):
         read_config(tmp_path / "none.toml")
+    with refused(tmp_path, "no readable configuration file"):
+        read_config(tmp_path)
 
 
 def _command(monkeypatch, capsys, *arguments):

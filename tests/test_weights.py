@@ -110,3 +110,21 @@ def test_missing_record(saved, refused):
     path.with_suffix(".json").unlink()
     with refused(path.with_suffix(".json"), "missing"):
         load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [("{", "not JSON"), ("[1]", "not the record"), ('{"sha256": "of another file"}', "not the record")]
+)
+def test_broken_record_or_that_of_another_file(saved, refused, content, part):
+    path = saved[1]
+    path.with_suffix(".json").write_text(content)
+    with refused(path.with_suffix(".json"), part):
+        load_record(path)
+
+
+def test_full_disk_keeps_the_old_weights(saved, full_disk):
+    path = saved[1]
+    before = {p: p.read_bytes() for p in path.parent.iterdir()}
+    with full_disk(), pytest.raises(OSError, match="No space left"):
+        save_weights(UNet(3).state_dict(), path, {"steps": 8})
+    assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
