@@ -17,6 +17,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 report: $(STAMP) ## execute every notebook into build/report/ [PROFILE=sample|paper|train] [PARAMS="-p DEVICE cuda"]
+	@$(if $(filter paper train,$(PROFILE)),$(PYTHON) -m n2s_utils.download)
 	@$(PYTHON) -m n2s_utils.report --profile $(PROFILE) $(PARAMS)
 
 # Both parts run, whatever the first says; nbval executes each notebook once, with the sample parameters.

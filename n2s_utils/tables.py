@@ -24,7 +24,8 @@ def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame
     files = sorted(Path(folder).glob("*.csv"))
     if not files:
         raise InputError(f"{folder}: no result rows; run 'make report PROFILE=paper'")
-    return pd.concat([pd.read_csv(file, keep_default_na=False, na_values={"psnr": "", "ssim": ""}) for file in files], ignore_index=True)
+    options = {"dtype": {"image": str}, "keep_default_na": False, "na_values": {"psnr": "", "ssim": ""}}
+    return pd.concat([pd.read_csv(file, **options) for file in files], ignore_index=True)
 
 
 def read_published() -> pd.DataFrame:

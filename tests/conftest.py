@@ -12,6 +12,12 @@ from PIL import Image
 from n2s_utils import datasets
 from n2s_utils.cli import InputError
 
+BENCHMARKS_PRESENT = datasets.locate("Set12/01.png").is_file()
+
+
+def pytest_report_header():
+    return f"recorded PSNR is checked on {'the benchmark images' if BENCHMARKS_PRESENT else 'the sample photos: no benchmark images here'}"
+
 
 @pytest.fixture
 def refused():
