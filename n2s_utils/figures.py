@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -21,9 +22,20 @@ plt.rcParams |= {
 
 
 def save(figure: Figure, name: str, output: str) -> None:
-    """Write `figure` to OUTPUT/figures/NAME.png, OUTPUT relative to the repository's root; leave it open to be shown."""
-    with atomic_write(ROOT / output / "figures" / f"{name}.png") as temporary:
-        figure.savefig(temporary, bbox_inches="tight", metadata={"Software": None})
+    """Write `figure` to OUTPUT/figures/NAME, OUTPUT relative to the repository's root, and show it once in the notebook.
+
+    Plots become .png; figures that hold pictures .jpg, since noise makes a PNG several times as large.
+    """
+    folder = ROOT / output / "figures"
+    if not any(axis.images for axis in figure.axes):
+        with atomic_write(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, bbox_inches="tight", metadata={"Software": None})
+        return  # the notebook shows the open figure at the end of the cell
+    path = folder / f"{name}.jpg"
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight", pil_kwargs={"quality": 90, "subsampling": 0})
+    plt.close(figure)
+    display(Image(path, embed=True))
 
 
 def show_pictures(
