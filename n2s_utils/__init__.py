@@ -9,7 +9,9 @@ The rooms, each importing only from those above it:
     weights         trained networks as safetensors with their record
     training        one loop for every objective
     evaluation      whole-image denoising, PSNR and SSIM, result rows
-    figures         pictures and tables for the notebooks
+    figures         pictures for the notebooks
+    tables          the PSNR table of notebook 05 and the README
+    bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     report          execute the notebooks (needs papermill and nbconvert)
 """

@@ -1,4 +1,4 @@
-"""Pictures and tables for the notebooks."""
+"""Pictures for the notebooks."""
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -98,7 +98,7 @@ def build(runs: dict[Path, dict], pages: Path = PAGES) -> None:
         print(taken, flush=True)
         done[path] = nbformat.read(pages / path.name, 4)
         _write_page(done[path], pages / f"{path.stem}.html", _links([p.stem for p in runs], number))
-        index.append(f"1. [{_title(path)}]({path.stem}.html) ({taken}). {_claim(path)}")
+        index.append(f"- [{_title(path)}]({path.stem}.html) ({taken}). {_claim(path)}")
         contents = nbformat.v4.new_markdown_cell("# Noise2Score, reproduced\n\n" + "\n".join(index))
         _write_page(nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"}), pages / "index.html", "")
         if error:
