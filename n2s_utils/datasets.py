@@ -35,8 +35,11 @@ class ImageSet:
 
 def registry() -> dict[str, str]:
     """Relative path -> SHA-256 of every file of the benchmark and sample sets."""
-    lines = (ROOT / "data" / "registry.sha256").read_text().splitlines()
-    return {path: digest for digest, path in (line.split("  ") for line in lines)}
+    return _read_sums(ROOT / "data" / "registry.sha256")
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    return {file: digest for digest, file in (line.split("  ") for line in path.read_text().splitlines())}
 
 
 def _sets() -> dict[str, ImageSet]:
@@ -109,9 +112,7 @@ def load(dataset: str, images: list[str] | None = None) -> Iterator[tuple[str, n
 def extracted_digests() -> dict[str, str]:
     """The sums written when a verified DIV2K archive was unpacked; its files have no published ones."""
     sums = locate("DIV2K/SHA256SUMS")
-    if not sums.is_file():
-        return {}
-    return {path: digest for digest, path in (line.split("  ") for line in sums.read_text().splitlines())}
+    return _read_sums(sums) if sums.is_file() else {}
 
 
 def read_photo(path: str | Path, channels: int) -> np.ndarray:

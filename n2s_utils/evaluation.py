@@ -95,9 +95,9 @@ def ssim(clean: np.ndarray, output: np.ndarray) -> float:
 
 
 def result_row(
-    dataset: str, image: str, method: str, noise_model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, weights: Path | None
+    dataset: str, image: str, method: str, noise_model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, origin: dict
 ) -> dict:
-    """One row of results (COLUMNS): what was denoised how, from which noise seed and weights file, and how well."""
+    """One row of results (COLUMNS): what was denoised how, from which noise seed and weights (`origin_of`), and how well."""
     return {
         "dataset": dataset,
         "image": image,
@@ -108,9 +108,12 @@ def result_row(
         "seed": seed,
         "psnr": round(psnr(clean, output), 4),
         "ssim": round(ssim(clean, output), 5),
-        "weights": weights.name if weights else "",
-        "weights_sha256": sha256(weights) if weights else "",
-    }
+    } | origin
+
+
+def origin_of(weights: Path | None) -> dict:
+    """The columns of a result row that name its weights file, empty where there is none."""
+    return {"weights": weights.name if weights else "", "weights_sha256": sha256(weights) if weights else ""}
 
 
 def evaluate(
@@ -127,10 +130,11 @@ def evaluate(
     The noise is a pure function of data set, name, noise model and seed. `denoiser` maps a noisy
     picture to a clean one; `weights` is the file it came from.
     """
+    origin = origin_of(weights)
     for name, clean in pictures:
         for seed in seeds:
             output = denoiser(noise.realization(clean, noise_model, dataset, name, seed))
-            yield result_row(dataset, name, method, noise_model, seed, clean, output, weights)
+            yield result_row(dataset, name, method, noise_model, seed, clean, output, origin)
 
 
 def method_of(weights: Path) -> str:
@@ -175,7 +179,7 @@ def main() -> None:
     if options.noisy and not options.pictures:
         raise InputError("--noisy: there is no clean image to measure against; give --pictures a folder for the results")
 
-    rows, dataset, method = [], options.data.resolve().name, method_of(options.weights)
+    rows, dataset, method, origin = [], options.data.resolve().name, method_of(options.weights), origin_of(options.weights)
     for name, picture in load_folder(options.data, model.channels):
         y = picture if options.noisy else noise.realization(picture, noise_model, dataset, name, options.seed)
         output = denoise(model, y, noise_model)
@@ -184,7 +188,7 @@ def main() -> None:
         if options.noisy:
             print(f"{name}: written", flush=True)
             continue
-        rows.append(result_row(dataset, name, method, noise_model, options.seed, picture, output, options.weights))
+        rows.append(result_row(dataset, name, method, noise_model, options.seed, picture, output, origin))
         print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", flush=True)
     if rows:
         table = write_rows(rows, options.csv or ROOT / "build" / "evaluation" / f"{dataset}.csv")

@@ -33,15 +33,15 @@ def read_published() -> pd.DataFrame:
     return pd.read_csv(ROOT / "data" / "published.csv")
 
 
-def summarise(rows: pd.DataFrame, value: str = "psnr") -> pd.DataFrame:
-    """Mean and 95 % interval over the images of each data set, method and noise.
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean PSNR and its 95 % interval over the images of each data set, method and noise.
 
     The noise seeds of an image are averaged first: they are no independent images. The interval is
     mean +- t s / sqrt(n), column `interval` its half width.
     """
     keys = ["dataset", "method", "noise", "parameter"]
-    images = rows.groupby([*keys, "image"], as_index=False)[value].mean()
-    summary = images.groupby(keys, as_index=False)[value].agg(["mean", "std", "count"])
+    images = rows.groupby([*keys, "image"], as_index=False).psnr.mean()
+    summary = images.groupby(keys, as_index=False).psnr.agg(["mean", "std", "count"])
     summary["interval"] = stats.t.ppf(0.975, summary["count"] - 1) * summary["std"] / np.sqrt(summary["count"])
     return summary.drop(columns="std").rename(columns={"count": "images"})
 
