@@ -1,13 +1,15 @@
 """Speed on this machine, in one run: python -m n2s_utils.bench
 
-Training crops per second for float32 contiguous against our setting (bf16 autocast, channels_last), and
-inference seconds per megapixel for our network against non-local means. Recorded in
-data/results/studies/bench.csv.
+Training crops per second for float32 contiguous against our setting (bf16 autocast, channels_last),
+inference seconds per megapixel for our network against non-local means, and the peak memory of training
+and of denoising, each in a process of its own. Recorded in data/results/studies/bench.csv.
 """
 
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -55,6 +57,25 @@ def training_speed(memory_format: torch.memory_format, bf16: bool) -> float:
     return CROPS / seconds_of(step, 5)
 
 
+def train_bf16() -> float:
+    return training_speed(torch.channels_last, bf16=True)
+
+
+def denoise_kodak_size() -> None:
+    denoise(UNet(3).eval(), np.random.default_rng(0).random((512, 768, 3), np.float32), Gaussian(25.0))
+
+
+def peak_megabytes(work: Callable[[], object]) -> float:
+    """Peak memory of a fresh process that imports the project and does `work`."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak_here, work).result()
+
+
+def _peak_here(work: Callable[[], object]) -> float:
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
     noise = Gaussian(25.0)
     _, clean = next(load("sample", ["astronaut"]))
@@ -63,10 +84,11 @@ def main() -> None:
     model = UNet(3).eval()
     measured = [
         ("training, float32 contiguous", training_speed(torch.contiguous_format, bf16=False), "crops of 128x128 a second"),
-        ("training, bf16 channels_last", training_speed(torch.channels_last, bf16=True), "crops of 128x128 a second"),
+        ("training, bf16 channels_last", train_bf16(), "crops of 128x128 a second"),
         ("denoising, U-Net", seconds_of(lambda: denoise(model, y, noise), 3) / megapixels, "seconds per megapixel"),
         ("denoising, non-local means", seconds_of(lambda: non_local_means(y, noise), 3) / megapixels, "seconds per megapixel"),
-        ("peak memory of all four", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MB"),
+        (f"peak memory, training, bf16 channels_last, {CROPS} crops of 128x128", peak_megabytes(train_bf16), "MB"),
+        ("peak memory, denoising 768x512, U-Net", peak_megabytes(denoise_kodak_size), "MB"),
     ]
     table = pd.DataFrame(measured, columns=["work", "value", "unit"]).assign(device=device_name("cpu"), torch=torch.__version__)
     print(table.round(2).to_string(index=False))

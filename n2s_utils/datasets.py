@@ -1,7 +1,7 @@
 """Image sets, verified; the fixed noise of a training set; crops of it.
 
 A picture is a float32 array (H, W, C) in [0, 1], C = 1 or 3, everywhere outside the network.
-Training is handed noisy pictures only: `NoisyCrops` never sees a clean one.
+Training is handed noisy pictures only, but for the supervised twin, which asks for the clean ones by name.
 """
 
 import hashlib
@@ -174,8 +174,8 @@ def noisy_pictures(dataset: str, model: noise.Model, seed: int) -> dict[str, np.
     return {name: noise.realization(x, model, dataset, name, seed) for name, x in load(dataset)}
 
 
-class NoisyCrops:
-    """Noisy pictures resident on a device, and random square crops of them.
+class Crops:
+    """Pictures resident on a device, and random square crops of them.
 
     The pictures lie in one flat (pixels, C) buffer, so a batch from images of any sizes, each crop
     flipped and rotated, is a single gather. Raises InputError if a picture is smaller than `size`.

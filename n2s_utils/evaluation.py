@@ -1,6 +1,7 @@
 """Denoise whole images and measure them.
 
     python -m n2s_utils.evaluation --weights FILE --data FOLDER --sigma S [--seed K] [--csv FILE] [--pictures FOLDER]
+                                   [--recorruptions J [--s-a S_A] | --x8]
     python -m n2s_utils.evaluation --weights FILE --data FOLDER --sigma S --noisy --pictures FOLDER
 
 The first adds noise to the clean images of FOLDER and prints PSNR and SSIM of each; the second takes
@@ -56,6 +57,32 @@ def score(model: UNet, y: np.ndarray, tile: int = TILE) -> np.ndarray:
 def denoise(model: UNet, y: np.ndarray, noise_model: noise.Model) -> np.ndarray:
     """The posterior mean of the clean picture given the noisy y (H, W, C), by Tweedie's formula."""
     return noise_model.posterior_mean(y, score(model, y))
+
+
+def denoise_recorrupted(
+    model: UNet, y: np.ndarray, noise_model: noise.Gaussian, s_a: float, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The mean over `draws` of the Tweedie step from v = y + s_a u: v + (std^2 + s_a^2) R(v), u ~ N(0, I).
+
+    What a network trained at s_a > 0 learned is the score of that recorrupted picture. Raises InputError
+    if `draws` is below 1 or s_a is not a finite number above 0.
+    """
+    if draws < 1 or not 0 < s_a < np.inf:
+        raise InputError(f"recorruptions = {draws}, s_a = {s_a}: give 1 or more recorruptions and an s_a above 0")
+    both = noise.Gaussian(255 * float(np.hypot(noise_model.std, s_a)))
+    recorruption = noise.Gaussian(255 * s_a)
+    return np.mean([denoise(model, recorruption.sample(y, rng), both) for _ in range(draws)], axis=0)
+
+
+def denoise_x8(model: UNet, y: np.ndarray, noise_model: noise.Model) -> np.ndarray:
+    """The mean of `denoise` over the eight flips and quarter turns of y (H, W, C), each turned back."""
+    outputs = []
+    for turns in range(4):
+        for flip in (False, True):
+            turned = np.rot90(y[:, ::-1] if flip else y, turns)
+            output = np.rot90(denoise(model, np.ascontiguousarray(turned), noise_model), -turns)
+            outputs.append(output[:, ::-1] if flip else output)
+    return np.mean(outputs, axis=0)
 
 
 def non_local_means(y: np.ndarray, noise_model: noise.Gaussian) -> np.ndarray:
@@ -139,7 +166,9 @@ def evaluate(
 
 def method_of(weights: Path) -> str:
     """The method, as result rows name it, that a weights file was trained with."""
-    return {"ar-dae": "noise2score", "antithetic": "noise2score-antithetic"}[load_record(weights)["config"]["objective"]]
+    config = load_record(weights)["config"]
+    name = config["objective"].replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic")
+    return name + "-fresh" * config.get("fresh_noise", False)
 
 
 def write_rows(rows: Iterable[dict], path: str | Path) -> pd.DataFrame:
@@ -166,6 +195,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the added noise (default 0)")
     parser.add_argument("--csv", type=Path, help="where to write the rows (default build/evaluation/FOLDER.csv)")
     parser.add_argument("--pictures", type=Path, help="folder to write the denoised pictures to")
+    average = parser.add_mutually_exclusive_group()
+    average.add_argument("--recorruptions", type=int, metavar="J", help="average over J recorrupted inputs")
+    average.add_argument("--x8", action="store_true", help="average over the eight flips and turns")
+    parser.add_argument("--s-a", type=float, default=0.03, help="of the recorruptions, on the [0, 1] scale (default 0.03)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
 
@@ -179,10 +212,21 @@ def main() -> None:
     if options.noisy and not options.pictures:
         raise InputError("--noisy: there is no clean image to measure against; give --pictures a folder for the results")
 
-    rows, dataset, method, origin = [], options.data.resolve().name, method_of(options.weights), origin_of(options.weights)
+    if options.recorruptions is not None:
+        draws, s_a, suffix = options.recorruptions, options.s_a, "-recorrupted"
+
+        def denoiser(y):
+            return denoise_recorrupted(model, y, noise_model, s_a, draws, noise.rng("recorruption"))
+    else:
+        average, suffix = (denoise_x8, "-x8") if options.x8 else (denoise, "")
+
+        def denoiser(y):
+            return average(model, y, noise_model)
+
+    rows, dataset, method, origin = [], options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
     for name, picture in load_folder(options.data, model.channels):
         y = picture if options.noisy else noise.realization(picture, noise_model, dataset, name, options.seed)
-        output = denoise(model, y, noise_model)
+        output = denoiser(y)
         if options.pictures:
             write_picture(output, options.pictures / f"{name}.png")
         if options.noisy:

@@ -8,6 +8,7 @@ Needs only torch, numpy, pillow, safetensors and tqdm.
 """
 
 import argparse
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -27,12 +28,12 @@ import torch
 
 from n2s_utils import cli, noise, objectives
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import NoisyCrops, image_set, noisy_pictures
-from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
+from n2s_utils.files import ROOT, atomic_write, sha256
 from n2s_utils.unet import STRIDE, UNet, require_device
-from n2s_utils.weights import save_weights
+from n2s_utils.weights import load_weights, save_weights
 
-HELD_OUT_CROPS = 64
+HELD_OUT_PIXELS = 64 * 64**2
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,30 @@ class Config:
     """What a run is. Give its length as `crops` or as `minutes`, not both."""
 
     name: str
-    objective: str  # ar-dae or antithetic
-    s_max: float  # largest and smallest s_a, on the [0, 1] scale
-    s_min: float
+    objective: str  # one of objectives.OBJECTIVES
+    s_max: float = 0.0  # largest and smallest s_a, on the [0, 1] scale; objectives without s_a leave them out
+    s_min: float = 0.0
+    cycle: int = objectives.ARDAE.cycle  # crops until s_a restarts; of ar-dae only
+    draws: int = 1  # of u per crop
     dataset: str = "CBSD400"
     held_out: str = "CBSD32"  # noisy pictures for the held-out loss
     noise: str = "gaussian"
     parameter: float = 25.0
     noise_seed: int = 0
+    second_seed: int = 0  # of the second realization, for noise2noise; another than noise_seed
+    fresh_noise: bool = False  # supervised and noise2noise only: new noise at every step, not one realization per picture
     crop: int = 64  # pixels, a multiple of 32
     batch: int = 8
     crops: int = 0  # crops to see
     minutes: float = 0.0  # or time to take; becomes a number of crops once the speed is known
     learning_rate: float = 8e-4
-    schedule: str = "cosine"  # to zero; or step: a tenth after half of the crops
+    schedule: str = "cosine"  # to zero; or step: a tenth after half of the crops; or constant
     warmup: int = 100  # steps of linear learning-rate warm-up, in which the speed is measured
     ema: float = 0.999
     clip: float = 1.0  # largest gradient norm
+    shared_blocks: bool = False  # of the network, see unet.UNet
+    output_scale: float = 10.0
+    start: str = ""  # weights file to start from, relative to the repository; empty: fresh weights
     seed: int = 0
     device: str = "cpu"
     precision: str = "bf16"  # autocast; or fp32
@@ -70,22 +78,25 @@ class Config:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not field.type:
                 raise InputError(f"{field.name} = {value!r}: give a value of type {field.type.__name__}")
-        for field in ("crop", "batch", "learning_rate", "warmup", "clip", "every"):
+        for field in ("crop", "batch", "cycle", "draws", "learning_rate", "warmup", "clip", "output_scale", "every"):
             if not 0 < getattr(self, field) < math.inf:
                 raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
         if Path(self.name).name != self.name or self.name in ("", ".."):
             raise InputError(f"name = {self.name!r}: give a file name without folders")
-        if self.seed < 0 or self.noise_seed < 0:
-            raise InputError(f"seed = {self.seed}, noise_seed = {self.noise_seed}: give whole numbers from 0")
+        for field in ("seed", "noise_seed", "second_seed"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field} = {getattr(self, field)}: give a whole number from 0")
         if not math.isfinite(self.minutes) or (self.crops > 0) == (self.minutes > 0) or min(self.crops, self.minutes) < 0:
             raise InputError(f"crops = {self.crops}, minutes = {self.minutes}: give one of them above 0")
         if self.crop % STRIDE:
             raise InputError(f"crop = {self.crop}: give a multiple of {STRIDE}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema = {self.ema}: give a number in [0, 1)")
-        for field, known in (("schedule", ("cosine", "step")), ("precision", ("bf16", "fp32")), ("device", ("cpu", "cuda"))):
+        for field, known in (("schedule", ("cosine", "step", "constant")), ("precision", ("bf16", "fp32")), ("device", ("cpu", "cuda"))):
             if getattr(self, field) not in known:
                 raise InputError(f"{field} = {getattr(self, field)!r}: choose one of {', '.join(known)}")
+        if self.objective == "noise2noise" and self.second_seed == self.noise_seed:
+            raise InputError(f"second_seed = {self.second_seed}: noise2noise needs a second realization; give another than noise_seed")
         require_device(self.device)
 
 
@@ -142,22 +153,25 @@ class _Run:
 
     def __init__(self, config: Config, checkpoint: Path):
         self.config, self.checkpoint = config, checkpoint
-        self.objective = objectives.make(config.objective, config.s_max, config.s_min)
-        model = noise.make(config.noise, config.parameter)
+        self.noise = noise.make(config.noise, config.parameter)
+        std = self.noise.std if config.noise == "gaussian" else math.nan
+        self.objective = objectives.make(config.objective, config.s_max, config.s_min, std, config.cycle)
+        if config.fresh_noise and self.objective.needs == "noisy":
+            raise InputError(f"fresh_noise = true: {config.objective} learns from one noisy realization; leave it out")
         channels = image_set(config.dataset).channels
         if image_set(config.held_out).channels != channels:
             raise InputError(f"held_out = {config.held_out!r}: not the channels of {config.dataset!r}")
-        pictures = noisy_pictures(config.dataset, model, config.noise_seed)
-        self.data = NoisyCrops(pictures, config.crop, config.device)
-        held_out = NoisyCrops(noisy_pictures(config.held_out, model, config.noise_seed), config.crop, config.device)
-        self.held_out = self._draw(held_out, HELD_OUT_CROPS, np.random.default_rng(0))
-        levels = np.geomspace(config.s_min, config.s_max, HELD_OUT_CROPS)
-        self.held_out_levels = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(config.device)
+        self.data, self.targets = self._load_set(config.dataset, config.fresh_noise)
+        held_out = self._load_set(config.held_out, fresh=False)
+        self.held_out = self._draw(*held_out, max(HELD_OUT_PIXELS // config.crop**2, 1), np.random.default_rng(0), None)
 
         torch.manual_seed(config.seed)
-        self.model = UNet(channels).to(config.device, memory_format=torch.channels_last)
-        self.ema = UNet(channels).to(config.device, memory_format=torch.channels_last).requires_grad_(False)
-        self.ema.load_state_dict(self.model.state_dict())
+        self.model, self.ema = (
+            UNet(channels, config.shared_blocks, config.output_scale).to(config.device, memory_format=torch.channels_last) for _ in range(2)
+        )
+        if config.start:
+            self.model.load_state_dict(load_weights(ROOT / config.start, channels).state_dict())
+        self.ema.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate)
         self.step, self.seconds, self.rows = 0, 0.0, []
@@ -193,37 +207,64 @@ class _Run:
         config = self.config
         # Each step's random numbers come from (seed, step), so a resume needs no other state.
         rng = np.random.default_rng([config.seed, self.step])
-        crops_seen = self.step * config.batch
-        y, u = self._draw(self.data, config.batch, rng)
-        levels = self.objective.noise_levels(crops_seen, config.batch, rng)
-        s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(config.device)
+        batch = self._draw(self.data, self.targets, config.batch, rng, self.step * config.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        loss = self._loss(self.forward, y, u, s_a)
+        loss = self._loss(self.forward, batch)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
         self.loss_sum += loss.detach() + 0 * norm  # a gradient that is not finite shows as well
-        self.last_s_a = float(levels.mean())
+        self.last_s_a = batch[2].mean().item() if self.objective.needs == "noisy" else ""
         # Early steps count less, or the random start would linger in the average.
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def _draw(self, data: NoisyCrops, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        y = data.batch(size, rng)
-        generator = torch.Generator(y.device).manual_seed(int(rng.integers(2**63)))
-        return y, torch.empty_like(y).normal_(generator=generator)
+    def _load_set(self, dataset: str, fresh: bool) -> tuple[Crops, Crops | None]:
+        """The noisy pictures of a set and, only for an objective that needs it, what it compares them with."""
+        config, needs = self.config, self.objective.needs
+        noisy = noisy_pictures(dataset, self.noise, config.noise_seed)
+        if needs == "noisy":
+            targets = None
+        elif needs == "clean" or fresh:
+            targets = dict(load(dataset))
+        else:
+            targets = noisy_pictures(dataset, self.noise, config.second_seed)
+        return tuple(None if pictures is None else Crops(pictures, config.crop, config.device) for pictures in (noisy, targets))
 
-    def _loss(self, model, y, u, s_a) -> torch.Tensor:
+    def _draw(self, data: Crops, targets: Crops | None, size: int, rng: np.random.Generator, crops_seen: int | None):
+        """What the loss takes after the model: (y, u, s_a) or (y, target). `crops_seen` is None for held-out crops."""
+        config, objective = self.config, self.objective
+        same_places = copy.deepcopy(rng)
+        y = data.batch(size, rng)
+        if targets is not None:
+            target = targets.batch(size, same_places)
+            if not config.fresh_noise or crops_seen is None:
+                return y, target
+            return self._fresh(target, rng), target if objective.needs == "clean" else self._fresh(target, rng)
+        y = y.repeat(config.draws, 1, 1, 1)
+        u = objective.probe(y, torch.Generator(y.device).manual_seed(int(rng.integers(2**63))))
+        if crops_seen is None:
+            levels = np.geomspace(config.s_min, config.s_max, size)
+        else:
+            levels = objective.noise_levels(crops_seen, size, rng)
+        s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(config.device)
+        return y, u, s_a.repeat(config.draws, 1, 1, 1)
+
+    def _fresh(self, clean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        noisy = torch.from_numpy(self.noise.sample(clean.cpu().numpy(), rng))
+        return noisy.to(clean.device, memory_format=torch.channels_last)
+
+    def _loss(self, model, batch) -> torch.Tensor:
         with torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.objective.loss(model, y, u, s_a)
+            return self.objective.loss(model, *batch)
 
     def learning_rate(self) -> float:
-        """Of the step to come: linear warm-up, then cosine to zero or one step to a tenth."""
+        """Of the step to come: linear warm-up, then cosine to zero, one step to a tenth, or constant."""
         base, warmup = self.config.learning_rate, self.config.warmup
-        if self.step < warmup or self.total is None:
+        if self.step < warmup or self.total is None or self.config.schedule == "constant":
             return base * min((self.step + 1) / warmup, 1)
         position = (self.step - warmup) / max(self.total - warmup, 1)
         if self.config.schedule == "step":
@@ -233,7 +274,18 @@ class _Run:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The objective of the EMA weights on fixed crops of noisy pictures not trained on."""
-        return self._loss(self.ema, *self.held_out, self.held_out_levels).item()
+        return self._loss(self.ema, self.held_out).item()
+
+    @torch.no_grad()
+    def estimated_psnr(self) -> float | str:
+        """The PSNR in dB that SURE expects of the EMA weights on the held-out noisy crops; "" for other noise than Gaussian.
+
+        In float32, and the same estimate for every objective, so it compares them without a clean image.
+        """
+        if self.config.noise != "gaussian":
+            return ""
+        y = self.held_out[0][: len(self.held_out[0]) // self.config.draws]
+        return -10 * math.log10(max(objectives.sure(self.ema, y, self.noise.std, torch.Generator(y.device).manual_seed(0)), 1e-9))
 
     def _log(self) -> None:
         self._check_finite()
@@ -248,6 +300,7 @@ class _Run:
                 "s_a": self.last_s_a,  # mean over the crops of this step
                 "loss": loss,
                 "held_out_loss": self.held_out_loss(),
+                "estimated_psnr": self.estimated_psnr(),
             }
         )
         self.write_metrics(self.checkpoint.with_name("metrics.csv"))
@@ -306,8 +359,10 @@ class _Run:
 
     def record(self) -> dict:
         """What the weights saw."""
+        start = {"start_sha256": sha256(ROOT / self.config.start)} if self.config.start else {}
         return {
             "config": dataclasses.asdict(self.config),
+            **start,
             "crops": self.step * self.config.batch,
             "steps": self.step,
             "device": device_name(self.config.device),
@@ -356,7 +411,7 @@ def main() -> None:
     parser.add_argument("config", help="TOML file")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="replace a field, e.g. device=cuda minutes=9")
     parser.add_argument("--out", default=ROOT / "build" / "runs", help="folder of the runs (default build/runs)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = read_config(arguments.config, dict(map(_parse_change, arguments.changes)))
     print(train(config, arguments.out))
 

@@ -1,4 +1,4 @@
-"""The network: the U-Net of Noise2Noise (Lehtinen et al., ICML 2018, appendix A), blocks not shared.
+"""The network: the U-Net of Noise2Noise (Lehtinen et al., ICML 2018, appendix A).
 
 It has no final activation: a score takes both signs, and a ReLU there would let the
 denoiser only brighten (notebook 03 draws the network layer by layer).
@@ -29,15 +29,21 @@ def _conv(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Score network R: noisy images (B, channels, H, W) -> scores of the same shape, H and W multiples of 32.
 
-    `channels` is 1 (grey) or 3 (colour).
+    `channels` is 1 (grey) or 3 (colour). With `shared_blocks` the encoder's blocks from the second on
+    are one block, and so are the decoder's (as in the code of Kim & Ye).
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = OUTPUT_SCALE):
         super().__init__()
-        self.channels = channels
+        self.channels, self.output_scale = channels, output_scale
         self.encoder = nn.ModuleList([nn.Sequential(_conv(channels, 48), _conv(48, 48))] + [_conv(48, 48) for _ in range(4)])
         self.bottom = _conv(48, 48)
         self.decoder = nn.ModuleList(nn.Sequential(_conv(inputs, 96), _conv(96, 96)) for inputs in (96, 144, 144, 144))
+        if shared_blocks:
+            for i in (2, 3, 4):
+                self.encoder[i] = self.encoder[1]
+            for i in (2, 3):
+                self.decoder[i] = self.decoder[1]
         self.head = nn.Sequential(_conv(96 + channels, 64), _conv(64, 32), nn.Conv2d(32, channels, 3, padding=1))
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
@@ -50,7 +56,7 @@ class UNet(nn.Module):
             x = block(torch.cat([_upsample(x), skips.pop()], 1))
         # Under autocast y is wider than x, and cat would widen the whole map.
         x = torch.cat([_upsample(x), skips.pop().to(x.dtype)], 1)
-        return OUTPUT_SCALE * self.head(x).float()
+        return self.output_scale * self.head(x).float()
 
 
 def _upsample(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 
 from n2s_utils.cli import InputError
 from n2s_utils.files import atomic_write, sha256
-from n2s_utils.unet import UNet
+from n2s_utils.unet import OUTPUT_SCALE, UNet
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, record: dict) -> None:
@@ -25,7 +25,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> UNet:
     """The network of a weights file, float32 and in evaluation mode, on the CPU.
 
     `channels` is what the pictures have (None: whatever the file has). Raises InputError if the file
-    is missing, is no safetensors file, lacks tensors or is for another number of channels.
+    is missing, is no safetensors file, lacks its record or tensors, or is for another number of channels.
     """
     path = Path(path)
     try:
@@ -43,6 +43,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> UNet:
     if channels not in (None, model.channels):
         raise InputError(f"{path}: for {model.channels} channel(s), the pictures have {channels}: use the other weights")
     model.load_state_dict(state)
+    model.output_scale = load_record(path).get("config", {}).get("output_scale", OUTPUT_SCALE)
     return model.eval()
 
 

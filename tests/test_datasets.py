@@ -12,7 +12,7 @@ from PIL import Image
 
 from n2s_utils import datasets, noise
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import ImageSet, NoisyCrops, load, load_folder, noisy_pictures, read_photo
+from n2s_utils.datasets import Crops, ImageSet, load, load_folder, noisy_pictures, read_photo
 
 GAUSSIAN = noise.Gaussian(25.0)
 RECORDED = [0.1197784, -0.03698288, -0.1586664]  # of the key CBSD68, 101085, gaussian, 25, 0
@@ -245,7 +245,7 @@ def test_training_pictures_are_noisy_and_the_same_in_every_epoch(tiny):
 
 def test_crops_hold_noisy_pixels_only(tiny):
     tiny(a=colour(1, 64, 64), b=colour(2, 70, 66))
-    crops = NoisyCrops(noisy_pictures("tiny", GAUSSIAN, seed=0), 16, "cpu")
+    crops = Crops(noisy_pictures("tiny", GAUSSIAN, seed=0), 16, "cpu")
     clean = np.concatenate([x.reshape(-1, 3) for _, x in load("tiny")])
     assert [name for name, value in vars(crops).items() if len(np.ravel(value)) > 1000] == ["pixels"]
     error = crops.pixels.numpy() - clean
@@ -279,7 +279,7 @@ def test_every_crop_is_a_window_of_a_picture_in_one_of_eight_positions(numbered)
         for left in range(picture.shape[1] - 3)
         for turn, turned in enumerate(turns(picture[top : top + 4, left : left + 4]))
     }
-    batch = NoisyCrops(numbered, 4, "cpu").batch(6000, np.random.default_rng(0))
+    batch = Crops(numbered, 4, "cpu").batch(6000, np.random.default_rng(0))
     assert batch.shape == (6000, 3, 4, 4) and batch.is_contiguous(memory_format=torch.channels_last)
     seen = [windows[np.ascontiguousarray(crop).tobytes()] for crop in batch.permute(0, 2, 3, 1).numpy()]
     assert set(seen) == set(windows.values())  # all pictures, places and turns occur
@@ -290,12 +290,12 @@ def test_every_crop_is_a_window_of_a_picture_in_one_of_eight_positions(numbered)
 
 
 def test_a_crop_may_fill_the_picture(numbered):
-    batch = NoisyCrops({"6x5": numbered["6x5"]}, 5, "cpu").batch(50, np.random.default_rng(0))
+    batch = Crops({"6x5": numbered["6x5"]}, 5, "cpu").batch(50, np.random.default_rng(0))
     assert set(np.unique(batch[:, 0].numpy())) == set(range(30))
 
 
 def test_batches_follow_from_the_generator_s_state(numbered):
-    crops = NoisyCrops(numbered, 4, "cpu")
+    crops = Crops(numbered, 4, "cpu")
     one, other = np.random.default_rng(7), np.random.default_rng(7)
     assert torch.equal(crops.batch(9, one), crops.batch(9, other))
     state = one.bit_generator.state
@@ -307,10 +307,10 @@ def test_batches_follow_from_the_generator_s_state(numbered):
 
 def test_a_picture_smaller_than_the_crop_is_an_error(numbered):
     with pytest.raises(InputError, match="training image 7x4, 7x4: smaller than the crop of 5"):
-        NoisyCrops(numbered, 5, "cpu")
+        Crops(numbered, 5, "cpu")
 
 
 def test_the_hash_of_the_data_follows_its_pixels(numbered):
-    assert NoisyCrops(numbered, 4, "cpu").sha256 == NoisyCrops(numbered, 3, "cpu").sha256
+    assert Crops(numbered, 4, "cpu").sha256 == Crops(numbered, 3, "cpu").sha256
     altered = numbered | {"6x5": numbered["6x5"] + 1}
-    assert NoisyCrops(numbered, 4, "cpu").sha256 != NoisyCrops(altered, 4, "cpu").sha256
+    assert Crops(numbered, 4, "cpu").sha256 != Crops(altered, 4, "cpu").sha256

@@ -51,6 +51,42 @@ def test_any_size_denoises_to_the_same_size(model, shape):
     assert np.isfinite(output).all()
 
 
+class Shrinkage(torch.nn.Module):
+    """R(y) = -a y, so that all averages are known."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, y):
+        return -self.a * y
+
+
+def test_recorrupted_average_is_the_tweedie_step_at_the_larger_noise():
+    y = np.random.default_rng(0).random((32, 32, 3), np.float32)
+    gaussian, s_a, draws = noise.Gaussian(51), 0.3, 400
+    output = evaluation.denoise_recorrupted(Shrinkage(), y, gaussian, s_a, draws, np.random.default_rng(1))
+    shrink = 1 - 2 * (0.2**2 + s_a**2)
+    assert output.shape == y.shape
+    assert np.mean(output / shrink - y) == pytest.approx(0, abs=4 * s_a / np.sqrt(draws * y.size))
+    assert np.std(output / shrink - y) == pytest.approx(s_a / np.sqrt(draws), rel=0.05)
+
+
+@pytest.mark.parametrize(("draws", "s_a"), [(0, 0.03), (-1, 0.03), (4, 0.0), (4, float("nan"))])
+def test_no_recorruption_is_refused(model, refused, draws, s_a):
+    with refused(f"recorruptions = {draws}", f"s_a = {s_a}"):
+        evaluation.denoise_recorrupted(model, np.zeros((32, 32, 1), np.float32), noise.Gaussian(25), s_a, draws, np.random.default_rng(0))
+
+
+def test_x8_is_plain_for_a_network_without_direction_and_turns_with_the_picture(model):
+    y = np.random.default_rng(0).random((40, 33, 1), np.float32)
+    gaussian = noise.Gaussian(25)
+    np.testing.assert_allclose(evaluation.denoise_x8(Shrinkage(), y, gaussian), evaluation.denoise(Shrinkage(), y, gaussian), rtol=1e-5)
+    output = evaluation.denoise_x8(model, y, gaussian)
+    turned = evaluation.denoise_x8(model, np.ascontiguousarray(np.rot90(y[::-1])), gaussian)
+    np.testing.assert_allclose(turned, np.rot90(output[::-1]), atol=1e-5)
+
+
 def test_multiples_of_32_are_not_padded(model):
     y = np.random.default_rng(0).random((64, 96, 1), np.float32)
     with torch.no_grad():

@@ -58,7 +58,7 @@ def _checkpoint(folder: Path) -> dict:
 
 @pytest.fixture(autouse=True)
 def few_held_out_crops(monkeypatch):
-    monkeypatch.setattr(training, "HELD_OUT_CROPS", 4)
+    monkeypatch.setattr(training, "HELD_OUT_PIXELS", 4 * 32**2)
 
 
 def _after_each_step(monkeypatch, action):
@@ -297,13 +297,120 @@ def test_steps_depend_on_the_seed(tiny_sets, tmp_path):
     assert train(tiny(crops=2, seed=1), tmp_path / "c").read_bytes() != first
 
 
-@pytest.mark.parametrize("objective", ["antithetic", "ar-dae"])
-def test_training_lowers_the_held_out_loss(tiny_sets, tmp_path, objective):
-    config = tiny(objective=objective, crops=80, batch=2, every=10, warmup=10)
+TWIN = {"objective": "supervised", "s_max": 0.0, "s_min": 0.0}
+PAIR = TWIN | {"objective": "noise2noise", "second_seed": 1}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"objective": name} for name in objectives.OBJECTIVES[:-2]] + [TWIN, PAIR], ids=lambda changes: changes["objective"]
+)
+def test_training_lowers_the_held_out_loss(tiny_sets, tmp_path, changes):
+    config = tiny(crops=80, batch=2, every=10, warmup=10, **changes)
     rows = _rows(train(config, tmp_path).with_suffix(".csv"))
     losses = [float(row["held_out_loss"]) for row in rows]
     drop = losses[0] - losses[-1]
     assert drop > 0 and min(losses) >= losses[-1] - 0.1 * drop
+
+
+def _batches(monkeypatch):
+    """What the loss is handed in each step: a list that fills as a run trains."""
+    batches, draw = [], training._Run._draw
+
+    def draw_and_keep(run, *arguments):
+        batches.append(draw(run, *arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(training._Run, "_draw", draw_and_keep)
+    return batches
+
+
+def _crops_of(pictures: dict, batches: list) -> bool:
+    """Whether every crop (side 32) of the batches is a flipped, turned cut-out of one of the pictures."""
+    cuts = set()
+    for picture in pictures.values():
+        for top, left in np.ndindex(picture.shape[0] - 31, picture.shape[1] - 31):
+            cut = picture[top : top + 32, left : left + 32]
+            cuts |= {np.rot90(side, turns).tobytes() for side in (cut, cut[:, ::-1]) for turns in range(4)}
+    return all(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()).tobytes() in cuts for batch in batches for crop in batch)
+
+
+def test_self_supervised_training_is_handed_noisy_crops_only(tiny_sets, tmp_path, monkeypatch):
+    noisy = datasets.noisy_pictures("tiny", noise.Gaussian(25.0), 0)
+    for name in objectives.OBJECTIVES[:-2]:
+        batches = _batches(monkeypatch)
+        train(tiny(name=name, objective=name, crops=8), tmp_path)
+        assert _crops_of(noisy, [y for y, _, _ in batches[1:]])
+        assert all(u.abs().mean() > 0.2 and s_a.numel() == 1 for _, u, s_a in batches[1:])
+
+
+@pytest.mark.parametrize("changes", [TWIN, PAIR], ids=["supervised", "noise2noise"])
+def test_twins_compare_the_fixed_noisy_crops_with_their_targets(tiny_sets, tmp_path, monkeypatch, changes):
+    batches = _batches(monkeypatch)
+    train(tiny(crops=8, **changes), tmp_path)
+    model = noise.Gaussian(25.0)
+    targets = dict(datasets.load("tiny")) if changes is TWIN else datasets.noisy_pictures("tiny", model, 1)
+    assert _crops_of(datasets.noisy_pictures("tiny", model, 0), [y for y, _ in batches[1:]])
+    assert _crops_of(targets, [target for _, target in batches[1:]])
+    # The same place in both: what differs is the noise, of one image or of two.
+    spread = {"supervised": 1, "noise2noise": math.sqrt(2)}[changes["objective"]] * model.std
+    assert torch.cat([y - target for y, target in batches[1:]]).std().item() == pytest.approx(spread, rel=0.03)
+
+
+def test_fresh_noise_differs_at_every_step(tiny_sets, tmp_path, monkeypatch):
+    batches = _batches(monkeypatch)
+    train(tiny(dataset="tiny-one", crops=8, fresh_noise=True, **TWIN), tmp_path)
+    noises = torch.cat([y - clean for y, clean in batches[1:]]).flatten(1)
+    assert noises.std().item() == pytest.approx(25 / 255, rel=0.03)
+    assert torch.corrcoef(noises).fill_diagonal_(0).abs().max() < 0.2
+    assert _crops_of(dict(datasets.load("tiny-one")), [clean for _, clean in batches[1:]])
+    train(tiny(name="pair", dataset="tiny-one", crops=4, fresh_noise=True, **PAIR), tmp_path)
+    first, second = batches[-1]
+    assert (first - second).std().item() == pytest.approx(math.sqrt(2) * 25 / 255, rel=0.1)
+
+
+def test_draws_repeat_the_crops_with_other_probes(tiny_sets, tmp_path, monkeypatch):
+    batches = _batches(monkeypatch)
+    train(tiny(crops=4, batch=2, draws=2), tmp_path)
+    for y, u, s_a in batches[1:]:
+        assert torch.equal(y[:2], y[2:]) and torch.equal(s_a[:2], s_a[2:])
+        assert not torch.equal(u[:2], u[2:])
+
+
+def test_a_run_starts_from_given_weights(tiny_sets, tmp_path, monkeypatch):
+    first = train(tiny(crops=4), tmp_path)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
+    second = train(tiny(name="second", crops=1, start=str(first)), tmp_path)
+    assert second.read_bytes() == first.read_bytes()
+    assert load_record(second)["start_sha256"] == files.sha256(first)
+
+
+def test_network_options_reach_the_network_and_its_file(tiny_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
+    plain = load_weights(train(tiny(crops=1), tmp_path))
+    small = load_weights(train(tiny(name="small", crops=1, output_scale=1.0), tmp_path))
+    y = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(10 * small(y), plain(y))
+    shared = load_weights(train(tiny(name="shared", crops=1, shared_blocks=True), tmp_path)).state_dict()
+    assert torch.equal(shared["encoder.1.0.weight"], shared["encoder.4.0.weight"])
+    assert torch.equal(shared["decoder.1.0.0.weight"], shared["decoder.3.0.0.weight"])
+
+
+@pytest.mark.parametrize("changes", [{"shared_blocks": True}, TWIN | {"fresh_noise": True}], ids=["shared blocks", "fresh noise"])
+def test_resume_is_bit_equal_with_other_networks_and_data(tiny_sets, tmp_path, monkeypatch, signals, changes):
+    whole = train(tiny(**changes), tmp_path / "whole").read_bytes()
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(**changes), tmp_path / "part")
+    assert train(tiny(**changes), tmp_path / "part").read_bytes() == whole
+
+
+def test_estimated_psnr_needs_gaussian_noise_and_rises(tiny_sets, tmp_path):
+    rows = _rows(train(tiny(crops=80, batch=2, every=10, warmup=10), tmp_path).with_suffix(".csv"))
+    estimates = [float(row["estimated_psnr"]) for row in rows]
+    assert estimates[-1] > estimates[0] and 15 < estimates[-1] < 45
+    rows = _rows(train(tiny(name="poisson", noise="poisson", parameter=0.05, crops=2), tmp_path).with_suffix(".csv"))
+    assert rows[-1]["estimated_psnr"] == ""
 
 
 def test_a_grey_set_trains_a_grey_network(tiny_sets, tmp_path):
@@ -332,6 +439,10 @@ def test_warm_up_then_cosine_to_zero():
 def test_warm_up_then_one_step_to_a_tenth():
     expected = {0: 1e-4, 9: 1e-3, 10: 1e-3, 59: 1e-3, 60: 1e-4, 109: 1e-4}
     assert {step: _rate(step, schedule="step") for step in expected} == pytest.approx(expected)
+
+
+def test_warm_up_then_constant():
+    assert {_rate(step, schedule="constant") for step in (9, 60, 109)} == {1e-3}
 
 
 def test_the_schedule_is_what_the_optimizer_uses(tiny_sets, tmp_path, monkeypatch):
@@ -575,6 +686,11 @@ def test_cuda_without_a_device_is_refused(refused):
         ({"precision": "fp8"}, ("precision = 'fp8'", "bf16, fp32")),
         ({"device": "tpu"}, ("device = 'tpu'", "cpu, cuda")),
         ({"crops": 6.5}, ("crops = 6.5", "type int")),
+        ({"draws": 0}, ("draws = 0",)),
+        ({"cycle": 0}, ("cycle = 0",)),
+        ({"output_scale": 0.0}, ("output_scale = 0",)),
+        ({"objective": "noise2noise"}, ("second_seed = 0", "noise2noise", "second realization")),
+        ({"second_seed": -1}, ("second_seed = -1",)),
         ({"batch": "8"}, ("batch = '8'", "type int")),
         ({"batch": True}, ("batch = True", "type int")),
         ({"parameter": "25"}, ("parameter = '25'", "type float")),
@@ -591,6 +707,10 @@ def test_bad_configuration_is_refused(refused, changes, parts):
     ("changes", "parts"),
     [
         ({"objective": "n2v"}, ("'n2v'", "ar-dae")),
+        ({"objective": "supervised"}, ("s_max = 0.05", "supervised")),
+        ({"objective": "r2r", "noise": "gamma"}, ("'r2r'", "gaussian")),
+        ({"fresh_noise": True}, ("fresh_noise", "antithetic")),
+        ({"start": "none.safetensors"}, ("none.safetensors", "no such weights file")),
         ({"s_min": 0.2}, ("s_min = 0.2", "s_max = 0.05")),
         ({"parameter": 0.0}, ("sigma = 0",)),
         ({"parameter": float("nan")}, ("sigma = nan",)),
