@@ -1,6 +1,6 @@
-"""The PSNR table, from result rows and published figures: python -m n2s_utils.tables
+"""The PSNR tables, from result rows and published figures: python -m n2s_utils.tables
 
-Run as a command it rewrites the table in README.md; notebook 05 shows the same one.
+Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
 """
 
 import re
@@ -15,7 +15,7 @@ from n2s_utils.cli import InputError
 from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
-OURS, PLAIN = "noise2score-antithetic", "noise2score"
+OURS, PLAIN, TWIN = "noise2score-antithetic", "noise2score", "supervised"
 MARKS = ("<!-- psnr-table -->", "<!-- /psnr-table -->")
 
 
@@ -47,9 +47,13 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0) -> pd.DataFrame:
-    """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB."""
+    """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB.
+
+    Columns that would be empty are left out, and so are published figures marked as misprints.
+    """
     summary = summarise(results[(results.noise == "gaussian") & (results.parameter == sigma)]).set_index(["dataset", "method"])
     figures = published[(published.noise == "gaussian") & (published.parameter == sigma) & (published.known == 1)]
+    figures = figures[~figures.note.astype(str).str.startswith("misprint")]
     claims = figures[figures.method.isin(["noise2score", "earlier-reproduction"])].set_index(["dataset", "method"]).psnr
     rows = []
     for dataset in DATASETS:
@@ -57,6 +61,7 @@ def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25
             if (dataset, method) not in summary.index:
                 raise InputError(f"data/results: no rows of {method} on {dataset} at sigma {sigma:g}; run 'make report PROFILE=paper'")
         ours, paper = summary.loc[(dataset, OURS)], claims.get((dataset, "noise2score"), np.nan)
+        twin = summary["mean"].get((dataset, TWIN), np.nan)
         rows.append(
             {
                 "set": dataset,
@@ -66,12 +71,14 @@ def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25
                 "ours, the paper's loss": summary["mean"].get((dataset, PLAIN), np.nan),  # trained in colour only
                 "ours": ours["mean"],
                 "95 % interval": ours["interval"],
+                "supervised twin": twin,
+                "to the twin": ours["mean"] - twin,
                 "paper": paper,
-                "difference": ours["mean"] - paper,
+                "to the paper": ours["mean"] - paper,
                 "earlier reproduction": claims.get((dataset, "earlier-reproduction"), np.nan),
             }
         )
-    return pd.DataFrame(rows).set_index("set")
+    return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -89,12 +96,20 @@ def _cell(column: str, value: float) -> str:
         return "-"
     if column == "images":
         return f"{value:.0f}"
-    text = {"difference": f"{value:+.2f}", "95 % interval": f"± {value:.2f}"}.get(column, f"{value:.2f}")
+    if column == "95 % interval":
+        return f"± {value:.2f}"
+    text = f"{value:+.2f}" if column.startswith("to the") else f"{value:.2f}"
     return f"**{text}**" if column == "ours" else text
 
 
+def all_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
+    """The tables of every measured noise level, as Markdown, each under its sigma."""
+    sigmas = sorted(results[results.dataset.isin(DATASETS)].parameter.unique())
+    return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(psnr_table(results, published, sigma))}" for sigma in sigmas)
+
+
 def readme_with(table: str, readme: str) -> str:
-    """README text with the table between its two marks; raises InputError if the marks are not there."""
+    """README text with the tables between the two marks; raises InputError if the marks are not there."""
     begin, end = MARKS
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(readme):
@@ -104,7 +119,7 @@ def readme_with(table: str, readme: str) -> str:
 
 def main() -> None:
     path = ROOT / "README.md"
-    table = to_markdown(psnr_table(read_results(), read_published()))
+    table = all_tables(read_results(), read_published())
     text = readme_with(table, path.read_text())
     with atomic_write(path) as temporary:
         temporary.write_text(text)

@@ -170,7 +170,10 @@ class _Run:
             UNet(channels, config.shared_blocks, config.output_scale).to(config.device, memory_format=torch.channels_last) for _ in range(2)
         )
         if config.start:
-            self.model.load_state_dict(load_weights(ROOT / config.start, channels).state_dict())
+            start = load_weights(ROOT / config.start, channels)
+            if start.output_scale != config.output_scale:
+                raise InputError(f"start = {config.start!r}: trained with output_scale = {start.output_scale:g}; give that")
+            self.model.load_state_dict(start.state_dict())
         self.ema.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate)
@@ -217,7 +220,7 @@ class _Run:
         self.optimizer.step()
         self.step += 1
         self.loss_sum += loss.detach() + 0 * norm  # a gradient that is not finite shows as well
-        self.last_s_a = batch[2].mean().item() if self.objective.needs == "noisy" else ""
+        self.last_s_a = batch[2] if self.objective.needs == "noisy" else None
         # Early steps count less, or the random start would linger in the average.
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
@@ -297,7 +300,7 @@ class _Run:
                 "crops": self.step * self.config.batch,
                 "seconds": round(self.seconds, 1),
                 "learning_rate": self.learning_rate(),
-                "s_a": self.last_s_a,  # mean over the crops of this step
+                "s_a": "" if self.last_s_a is None else self.last_s_a.mean().item(),  # over the crops of this step
                 "loss": loss,
                 "held_out_loss": self.held_out_loss(),
                 "estimated_psnr": self.estimated_psnr(),

@@ -35,9 +35,38 @@ def test_readme_without_marks_is_refused(refused):
         tables.readme_with("| table |", "# no marks")
 
 
-def test_readme_holds_the_table_of_the_recorded_rows():
+def _all_methods(sigma, **psnr):
+    keys = {"noise": "gaussian", "parameter": sigma, "seed": 0}
+    methods = {"noisy": 20.0, "nlm": 28.0, tables.OURS: 30.5} | psnr
+    return pd.DataFrame(
+        keys | {"dataset": dataset, "method": method, "image": image, "psnr": value}
+        for dataset in tables.DATASETS
+        for method, value in methods.items()
+        for image in ("a", "b")
+    )
+
+
+def test_the_twin_has_its_columns_once_it_is_measured():
+    published = tables.read_published()
+    assert "supervised twin" not in tables.psnr_table(_all_methods(25.0), published)
+    table = tables.psnr_table(_all_methods(25.0, supervised=30.75), published)
+    assert (table["supervised twin"] == 30.75).all() and (table["to the twin"] == -0.25).all()
+    assert "| -0.25 |" in tables.to_markdown(table)
+
+
+def test_a_misprint_is_no_target():
+    table = tables.psnr_table(_all_methods(50.0), tables.read_published(), 50.0)
+    assert np.isnan(table.paper["Kodak"]) and table.paper["CBSD68"] == 27.75
+
+
+def test_every_measured_noise_level_has_its_table():
+    text = tables.all_tables(pd.concat([_all_methods(50.0), _all_methods(25.0)]), tables.read_published())
+    assert text.index("Sigma 25:") < text.index("Sigma 50:") and text.count("| CBSD68 |") == 2
+
+
+def test_readme_holds_the_tables_of_the_recorded_rows():
     readme = (ROOT / "README.md").read_text()
-    table = tables.to_markdown(tables.psnr_table(tables.read_results(), tables.read_published()))
+    table = tables.all_tables(tables.read_results(), tables.read_published())
     assert tables.readme_with(table, readme) == readme, "run 'make results'"
 
 

@@ -384,6 +384,12 @@ def test_a_run_starts_from_given_weights(tiny_sets, tmp_path, monkeypatch):
     assert load_record(second)["start_sha256"] == files.sha256(first)
 
 
+def test_a_start_of_another_scale_is_refused(tiny_sets, tmp_path, refused):
+    first = train(tiny(crops=1, output_scale=1.0), tmp_path)
+    with refused(f"start = '{first}'", "output_scale = 1"):
+        train(tiny(name="second", crops=1, start=str(first)), tmp_path)
+
+
 def test_network_options_reach_the_network_and_its_file(tiny_sets, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
     plain = load_weights(train(tiny(crops=1), tmp_path))
