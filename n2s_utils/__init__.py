@@ -10,7 +10,8 @@ The rooms, each importing only from those above it:
     training        one loop for every objective
     evaluation      whole-image denoising, PSNR and SSIM, result rows
     figures         pictures for the notebooks
-    tables          the PSNR table of notebook 05 and the README
+    tables          the PSNR tables of notebook 05 and the README
+    studies         short runs trained and measured, a row each (notebook 06)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     report          execute the notebooks (needs papermill and nbconvert)

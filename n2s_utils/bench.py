@@ -17,8 +17,8 @@ import torch
 
 from n2s_utils import cli
 from n2s_utils.datasets import load
-from n2s_utils.evaluation import denoise, non_local_means
-from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.evaluation import denoise, non_local_means, write_table
+from n2s_utils.files import ROOT
 from n2s_utils.noise import Gaussian
 from n2s_utils.objectives import ARDAE
 from n2s_utils.training import device_name
@@ -96,8 +96,7 @@ def main() -> None:
     ]
     table = pd.DataFrame(measured, columns=["work", "value", "unit"]).assign(device=device_name("cpu"), torch=torch.__version__)
     print(table.round(2).to_string(index=False))
-    with atomic_write(ROOT / "data" / "results" / "studies" / "bench.csv") as temporary:
-        table.round(2).to_csv(temporary, index=False, lineterminator="\n")
+    write_table(table.round(2), ROOT / "data" / "results" / "studies" / "bench.csv")
 
 
 if __name__ == "__main__":

@@ -174,9 +174,14 @@ def method_of(weights: Path) -> str:
 def write_rows(rows: Iterable[dict], path: str | Path) -> pd.DataFrame:
     """Write result rows as CSV, whole or not at all, and return them."""
     table = pd.DataFrame(rows, columns=COLUMNS)
+    write_table(table, path)
+    return table
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV, whole or not at all."""
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    return table
 
 
 def write_picture(picture: np.ndarray, path: str | Path) -> None:

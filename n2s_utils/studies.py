@@ -26,8 +26,8 @@ import torch
 from n2s_utils import cli, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import load
-from n2s_utils.evaluation import denoise, denoise_recorrupted, denoise_x8, evaluate
-from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.evaluation import denoise, denoise_recorrupted, denoise_x8, evaluate, write_table
+from n2s_utils.files import ROOT
 from n2s_utils.noise import Gaussian, realization, rng
 from n2s_utils.training import Config, train
 from n2s_utils.unet import STRIDE, UNet
@@ -105,12 +105,6 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
         curves = _recorded(folder / f"{path.stem}-curves.csv")
         write_table(pd.concat([curves.drop(index=name, errors="ignore"), curve]).reset_index(), folder / f"{path.stem}-curves.csv")
         print(row.T.to_string(), flush=True)
-
-
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write the rows of a study as CSV, whole or not at all."""
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _recorded(path: Path) -> pd.DataFrame:
