@@ -164,6 +164,40 @@ def evaluate(
             yield result_row(dataset, name, method, noise_model, seed, clean, output, origin)
 
 
+def evaluate_as_earlier(
+    dataset: str,
+    pictures: list[tuple[str, np.ndarray]],
+    noise_model: noise.Model,
+    denoiser: Callable[[np.ndarray], np.ndarray],
+    draws: int,
+    size: int = 128,
+) -> np.ndarray:
+    """Mean PSNR in dB of each of `draws` evaluations (draws,) in the way of angelac345/Noise2Score-Reproduce.
+
+    One random crop of side `size`, or all of a smaller picture, is all that is denoised of each (name, picture).
+    CBSD68 has one noisy version of each picture, clipped and rounded to 8 bits; other sets have new noise at each
+    evaluation, left as it is.
+    """
+    means = []
+    for draw in range(draws):
+        rng, values = noise.rng("earlier", dataset, draw), []
+        for name, clean in pictures:
+            if dataset == "CBSD68":
+                y = quantised(noise.realization(clean, noise_model, dataset, name, seed=0))
+            else:
+                y = noise_model.sample(clean, rng)
+            top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in clean.shape[:2])
+            place = np.s_[top : top + size, left : left + size]
+            values.append(psnr(clean[place], denoiser(y[place])))
+        means.append(np.mean(values))
+    return np.array(means)
+
+
+def quantised(y: np.ndarray) -> np.ndarray:
+    """A noisy picture as an 8-bit file keeps it: clipped to [0, 1] and rounded to 1/255."""
+    return (y.clip(0, 1) * 255).round().astype(np.float32) / 255
+
+
 def method_of(weights: Path) -> str:
     """The method, as result rows name it, that a weights file was trained with."""
     config = load_record(weights)["config"]

@@ -3,8 +3,16 @@
 FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
 
     [common]       fields of training.Config that all runs share
-    [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions
-    [runs.NAME]    fields of this run; `extra` lists evaluations beside the plain one: recorrupted, x8
+    [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions;
+                   `also`, other sets and how many images of each; `sigma`, where it is not that of the training noise
+    [runs.NAME]    fields of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
+                   `draws` evaluations of the whole sets as the earlier reproduction made them
+
+A study of faults, such as data/results/studies/why_23_db.toml, has two sections more:
+
+    [faults]       NAME = the fields that bring it about
+    [bases]        NAME = the faults of a configuration to start from; a run names its `base`, and what to
+                   `toggle`: a fault that the base has is mended, one that it lacks introduced
 
 Beside it, or in --out, it writes STUDY.csv, one row per run, and STUDY-curves.csv, their metrics.
 A run that has a row of the same settings is not repeated; an interrupted one resumes.
@@ -26,28 +34,33 @@ import torch
 from n2s_utils import cli, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import load
-from n2s_utils.evaluation import denoise, denoise_recorrupted, denoise_x8, evaluate, write_table
+from n2s_utils.evaluation import denoise, denoise_recorrupted, denoise_x8, evaluate, evaluate_as_earlier, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.noise import Gaussian, realization, rng
 from n2s_utils.training import Config, train
 from n2s_utils.unet import STRIDE, UNet
 from n2s_utils.weights import load_record, load_weights
 
-EXTRA = ("recorrupted", "x8")
+EXTRA = ("recorrupted", "x8", "earlier")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: its training, the evaluations beside the plain one, and how all are measured."""
+    """One run of a study: its training, the evaluations beside the plain one, how all are measured, and what to
+    note in its row (the base, the fault and its direction, in a study of faults).
+    """
 
     config: Config
     extra: tuple[str, ...]
     measure: dict
+    notes: dict
 
     @property
     def settings(self) -> str:
-        """A digest of all that determines the row."""
-        text = json.dumps([dataclasses.asdict(self.config), self.extra, self.measure], sort_keys=True)
+        """A digest of all that determines the row; fields at their default do not count, so that new ones may come."""
+        fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        fields = {f.name: fields[f.name] for f in dataclasses.fields(self.config) if fields[f.name] != f.default}
+        text = json.dumps([fields, self.extra, self.measure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -70,11 +83,31 @@ def read_study(path: str | Path) -> dict[str, Run]:
             if kind not in EXTRA:
                 raise InputError(f"{path}, run {name}: unknown evaluation {kind!r}; known: {', '.join(EXTRA)}")
         try:
-            config = Config(name=name, **(content["common"] | fields))
+            changes, notes = _faults(content, fields)
+            config = Config(name=name, **(content["common"] | changes | fields))
         except (TypeError, InputError) as error:
             raise InputError(f"{path}, run {name}: {error}") from None
-        runs[name] = Run(config, extra, content["measure"])
+        runs[name] = Run(config, extra, content["measure"], notes)
     return runs
+
+
+def _faults(content: dict, fields: dict) -> tuple[dict, dict]:
+    """The fields that the faults of a run bring about, and its notes; takes `base` and `toggle` out of `fields`."""
+    if "faults" not in content:
+        return {}, {}
+    base, toggle = fields.pop("base", ""), fields.pop("toggle", "")
+    if base not in content["bases"]:
+        raise InputError(f"unknown base {base!r}; known: {', '.join(content['bases'])}")
+    present = set(content["bases"][base])
+    for fault in (*present, *([toggle] if toggle else [])):
+        if fault not in content["faults"]:
+            raise InputError(f"unknown fault {fault!r}; known: {', '.join(content['faults'])}")
+    direction = "" if not toggle else "mended" if toggle in present else "introduced"
+    present ^= {toggle} - {""}
+    changes = {}
+    for fault, change in content["faults"].items():  # in the order of the file: a later fault overrules
+        changes |= change if fault in present else {}
+    return changes, {"base": base, "fault": toggle, "direction": direction}
 
 
 def read_rows(path: str | Path, folder: str | Path | None = None) -> pd.DataFrame:
@@ -100,6 +133,7 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
             continue
         weights = train(runs[name].config, ROOT / "build" / "runs" / path.stem)
         row = pd.DataFrame([_measured(runs[name], weights)], index=pd.Index([name], name="run"))
+        rows = _recorded(folder / f"{path.stem}.csv")  # again: another process may have added to them meanwhile
         write_table(pd.concat([rows.drop(index=name, errors="ignore"), row]).reset_index(), folder / f"{path.stem}.csv")
         curve = pd.read_csv(weights.with_suffix(".csv")).assign(run=name).set_index("run")
         curves = _recorded(folder / f"{path.stem}-curves.csv")
@@ -108,31 +142,45 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
 
 
 def _recorded(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, index_col="run", dtype={"settings": str}) if path.exists() else pd.DataFrame(index=pd.Index([], name="run"))
+    if not path.exists():
+        return pd.DataFrame(index=pd.Index([], name="run"))
+    return pd.read_csv(path, index_col="run", dtype={"settings": str})
 
 
 def _measured(run: Run, weights: Path) -> dict:
     record, measure = load_record(weights), run.measure
-    model, noise = load_weights(weights), Gaussian(run.config.parameter)
+    model, noise = load_weights(weights), Gaussian(measure.get("sigma", run.config.parameter))
     denoisers = {
         "plain": lambda y: denoise(model, y, noise),
         "recorrupted": lambda y: denoise_recorrupted(model, y, noise, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": lambda y: denoise_x8(model, y, noise),
     }
-    row = {"settings": run.settings, "objective": run.config.objective, "seed": run.config.seed}
+    row = {"settings": run.settings} | run.notes | {"objective": run.config.objective, "seed": run.config.seed}
     row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "held_out_loss")}
-    row["estimated_psnr"] = round(_estimated_psnr(model, run), 4)
+    row["estimated_psnr"] = round(_estimated_psnr(model, noise, run), 4)
+    sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
     for kind in ("plain", *run.extra):
-        pictures = islice(load(measure["dataset"]), measure["images"])
-        rows = evaluate(measure["dataset"], pictures, noise, kind, denoisers[kind], [0])
-        row[kind] = round(float(np.mean([r["psnr"] for r in rows])), 4)
-    return row
+        for dataset, images in sets.items():
+            count = None if kind == "earlier" else images
+            pictures = [(name, _of_channels(x, model.channels)) for name, x in islice(load(dataset), count)]
+            column = kind if dataset == measure["dataset"] else f"{kind}-{dataset}"
+            if kind == "earlier":
+                means = evaluate_as_earlier(dataset, pictures, noise, denoisers["plain"], measure["draws"])
+                row |= {column: means.mean(), f"{column}-low": np.quantile(means, 0.025), f"{column}-high": np.quantile(means, 0.975)}
+            else:
+                row[column] = np.mean([r["psnr"] for r in evaluate(dataset, pictures, noise, kind, denoisers[kind], [0])])
+    return {key: round(float(value), 4) if isinstance(value, np.floating) else value for key, value in row.items()}
+
+
+def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
+    """A grey picture as the earlier reproduction gave it to a colour network: three equal planes."""
+    return np.repeat(picture, channels, axis=2) if picture.shape[2] == 1 else picture
 
 
 @torch.no_grad()
-def _estimated_psnr(model: UNet, run: Run) -> float:
+def _estimated_psnr(model: UNet, noise: Gaussian, run: Run) -> float:
     """By SURE, over whole held-out noisy pictures: comparable between crop sizes too."""
-    config, noise, errors = run.config, Gaussian(run.config.parameter), []
+    config, errors = run.config, []
     for image, clean in islice(load(config.held_out), run.measure["held_out"]):
         y = realization(clean, noise, config.held_out, image, config.noise_seed)
         y = y[: y.shape[0] // STRIDE * STRIDE, : y.shape[1] // STRIDE * STRIDE]

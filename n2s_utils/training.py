@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ import torch
 
 from n2s_utils import cli, noise, objectives
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
+from n2s_utils.datasets import Crops, cut_once, image_set, load, noisy_pictures
 from n2s_utils.files import ROOT, atomic_write, sha256
 from n2s_utils.unet import STRIDE, UNet, require_device
 from n2s_utils.weights import load_weights, save_weights
@@ -62,8 +63,13 @@ class Config:
     warmup: int = 100  # steps of linear learning-rate warm-up, in which the speed is measured
     ema: float = 0.999
     clip: float = 1.0  # largest gradient norm
+    keep_every: int = 1  # train on every so-many-th picture of the set
+    cut_once: int = 0  # keep one square of this side of each picture; 0: all of it
+    slipped_flips: bool = False  # see datasets.Crops
+    clip_noisy: bool = False  # clamp the noisy training pictures to [0, 1]
     shared_blocks: bool = False  # of the network, see unet.UNet
     output_scale: float = 10.0
+    relu_output: bool = False
     start: str = ""  # weights file to start from, relative to the repository; empty: fresh weights
     seed: int = 0
     device: str = "cpu"
@@ -78,7 +84,7 @@ class Config:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not field.type:
                 raise InputError(f"{field.name} = {value!r}: give a value of type {field.type.__name__}")
-        for field in ("crop", "batch", "cycle", "draws", "learning_rate", "warmup", "clip", "output_scale", "every"):
+        for field in ("crop", "batch", "cycle", "draws", "keep_every", "learning_rate", "warmup", "clip", "output_scale", "every"):
             if not 0 < getattr(self, field) < math.inf:
                 raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
         if Path(self.name).name != self.name or self.name in ("", ".."):
@@ -90,6 +96,8 @@ class Config:
             raise InputError(f"crops = {self.crops}, minutes = {self.minutes}: give one of them above 0")
         if self.crop % STRIDE:
             raise InputError(f"crop = {self.crop}: give a multiple of {STRIDE}")
+        if self.cut_once and self.cut_once < self.crop:
+            raise InputError(f"cut_once = {self.cut_once}: give the side of the crop, {self.crop}, or more")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema = {self.ema}: give a number in [0, 1)")
         for field, known in (("schedule", ("cosine", "step", "constant")), ("precision", ("bf16", "fp32")), ("device", ("cpu", "cuda"))):
@@ -161,18 +169,21 @@ class _Run:
         channels = image_set(config.dataset).channels
         if image_set(config.held_out).channels != channels:
             raise InputError(f"held_out = {config.held_out!r}: not the channels of {config.dataset!r}")
-        self.data, self.targets = self._load_set(config.dataset, config.fresh_noise)
-        held_out = self._load_set(config.held_out, fresh=False)
+        self.data, self.targets = self._load_set(config.dataset)
+        held_out = self._load_set(config.held_out, held_out=True)
         self.held_out = self._draw(*held_out, max(HELD_OUT_PIXELS // config.crop**2, 1), np.random.default_rng(0), None)
 
         torch.manual_seed(config.seed)
         self.model, self.ema = (
-            UNet(channels, config.shared_blocks, config.output_scale).to(config.device, memory_format=torch.channels_last) for _ in range(2)
+            UNet(channels, config.shared_blocks, config.output_scale, config.relu_output).to(
+                config.device, memory_format=torch.channels_last
+            )
+            for _ in range(2)
         )
         if config.start:
             start = load_weights(ROOT / config.start, channels)
-            if start.output_scale != config.output_scale:
-                raise InputError(f"start = {config.start!r}: trained with output_scale = {start.output_scale:g}; give that")
+            if (start.output_scale, start.relu_output) != (config.output_scale, config.relu_output):
+                raise InputError(f"start = {config.start!r}: trained with another output_scale or relu_output; give those of its record")
             self.model.load_state_dict(start.state_dict())
         self.ema.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.forward = torch.compile(self.model) if config.compile else self.model
@@ -225,17 +236,28 @@ class _Run:
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def _load_set(self, dataset: str, fresh: bool) -> tuple[Crops, Crops | None]:
+    def _load_set(self, dataset: str, held_out: bool = False) -> tuple[Crops, Crops | None]:
         """The noisy pictures of a set and, only for an objective that needs it, what it compares them with."""
         config, needs = self.config, self.objective.needs
         noisy = noisy_pictures(dataset, self.noise, config.noise_seed)
+        if config.clip_noisy and not held_out:
+            noisy = {name: y.clip(0, 1) for name, y in noisy.items()}
         if needs == "noisy":
-            targets = None
-        elif needs == "clean" or fresh:
+            return self._crops(noisy, held_out), None
+        if needs == "clean" or (config.fresh_noise and not held_out):
             targets = dict(load(dataset))
         else:
             targets = noisy_pictures(dataset, self.noise, config.second_seed)
-        return tuple(None if pictures is None else Crops(pictures, config.crop, config.device) for pictures in (noisy, targets))
+        return self._crops(noisy, held_out), self._crops(targets, held_out)
+
+    def _crops(self, pictures: dict[str, np.ndarray], held_out: bool) -> Crops:
+        config = self.config
+        if held_out:
+            return Crops(pictures, config.crop, config.device)
+        pictures = dict(islice(pictures.items(), 0, None, config.keep_every))
+        if config.cut_once:
+            pictures = cut_once(pictures, config.cut_once)
+        return Crops(pictures, config.crop, config.device, config.slipped_flips)
 
     def _draw(self, data: Crops, targets: Crops | None, size: int, rng: np.random.Generator, crops_seen: int | None):
         """What the loss takes after the model: (y, u, s_a) or (y, target). `crops_seen` is None for held-out crops."""

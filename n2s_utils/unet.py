@@ -30,12 +30,13 @@ class UNet(nn.Module):
     """Score network R: noisy images (B, channels, H, W) -> scores of the same shape, H and W multiples of 32.
 
     `channels` is 1 (grey) or 3 (colour). With `shared_blocks` the encoder's blocks from the second on
-    are one block, and so are the decoder's (as in the code of Kim & Ye).
+    are one block, and so are the decoder's (as in the code of Kim & Ye). `relu_output` is the fault that
+    notebook 07 studies: no score below zero.
     """
 
-    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = OUTPUT_SCALE):
+    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = OUTPUT_SCALE, relu_output: bool = False):
         super().__init__()
-        self.channels, self.output_scale = channels, output_scale
+        self.channels, self.output_scale, self.relu_output = channels, output_scale, relu_output
         self.encoder = nn.ModuleList([nn.Sequential(_conv(channels, 48), _conv(48, 48))] + [_conv(48, 48) for _ in range(4)])
         self.bottom = _conv(48, 48)
         self.decoder = nn.ModuleList(nn.Sequential(_conv(inputs, 96), _conv(96, 96)) for inputs in (96, 144, 144, 144))
@@ -56,7 +57,8 @@ class UNet(nn.Module):
             x = block(torch.cat([_upsample(x), skips.pop()], 1))
         # Under autocast y is wider than x, and cat would widen the whole map.
         x = torch.cat([_upsample(x), skips.pop().to(x.dtype)], 1)
-        return self.output_scale * self.head(x).float()
+        output = self.output_scale * self.head(x).float()
+        return F.relu(output) if self.relu_output else output
 
 
 def _upsample(x: torch.Tensor) -> torch.Tensor:

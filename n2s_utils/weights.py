@@ -43,7 +43,8 @@ def load_weights(path: str | Path, channels: int | None = None) -> UNet:
     if channels not in (None, model.channels):
         raise InputError(f"{path}: for {model.channels} channel(s), the pictures have {channels}: use the other weights")
     model.load_state_dict(state)
-    model.output_scale = load_record(path).get("config", {}).get("output_scale", OUTPUT_SCALE)
+    config = load_record(path).get("config", {})
+    model.output_scale, model.relu_output = config.get("output_scale", OUTPUT_SCALE), config.get("relu_output", False)
     return model.eval()
 
 

@@ -104,6 +104,21 @@ def test_tiles_leave_no_seam(model, shape):
     np.testing.assert_allclose(tiled, whole, atol=1e-4)
 
 
+def test_the_earlier_protocol_measures_crops_under_8_bit_noise_of_cbsd68_only():
+    model, pictures = noise.Gaussian(25), [("a", np.zeros((40, 50, 3), np.float32))]
+    seen = []
+    means = evaluation.evaluate_as_earlier("CBSD68", pictures, model, lambda y: seen.append(y) or y, draws=5, size=32)
+    assert means.shape == (5,) and {y.shape for y in seen} == {(32, 32, 3)}
+    whole = evaluation.quantised(noise.realization(pictures[0][1], model, "CBSD68", "a", 0))
+    assert whole.min() == 0 and np.allclose(whole * 255, np.round(whole * 255), atol=1e-4)
+    assert all(set(np.unique(y)) <= set(np.unique(whole)) for y in seen) and len({y.tobytes() for y in seen}) > 1
+    # Half of the noise on black is cut off: its PSNR is that of the other half.
+    assert means.mean() == pytest.approx(-10 * np.log10(model.std**2 / 2), abs=0.1)
+    seen.clear()
+    evaluation.evaluate_as_earlier("Kodak", pictures, model, lambda y: seen.append(y) or y, draws=2, size=32)
+    assert seen[0].min() < 0 and not np.array_equal(seen[0], seen[1])
+
+
 def test_psnr_of_known_errors():
     clean = np.full((8, 8, 1), 0.5, np.float32)
     assert evaluation.psnr(clean, clean + 0.1) == pytest.approx(20, abs=1e-4)

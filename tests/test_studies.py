@@ -1,5 +1,7 @@
 """Studies: runs trained and measured once, rows that are whole, current and named."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -93,3 +95,72 @@ def test_unknown_run_and_missing_file_are_refused(study, refused):
         studies.run_study(study, ["third"])
     with refused("none.toml", "no readable study file"):
         studies.read_study(study.with_name("none.toml"))
+
+
+FAULTS = (
+    STUDY.partition("[runs")[0].replace("[measure]", "[measure]\nsigma = 50\nalso = { tiny-grey = 1 }")
+    + """
+[faults]
+relu = { relu_output = true }
+unscaled = { output_scale = 1 }
+scaled-by-two = { output_scale = 2 }
+
+[bases]
+ours = []
+theirs = ["scaled-by-two", "relu", "unscaled"]
+
+[runs]
+ours = { base = "ours", extra = ["earlier"] }
+ours-relu = { base = "ours", toggle = "relu" }
+theirs = { base = "theirs" }
+theirs-scale = { base = "theirs", toggle = "scaled-by-two", seed = 3 }
+"""
+)
+
+
+def test_a_fault_is_introduced_where_it_is_missing_and_mended_where_it_is_present(study):
+    study.write_text(FAULTS)
+    runs = studies.read_study(study)
+    assert {name: (run.config.relu_output, run.config.output_scale, run.config.seed) for name, run in runs.items()} == {
+        "ours": (False, 10, 0),
+        "ours-relu": (True, 10, 0),
+        "theirs": (True, 2, 0),  # the later fault of the file overrules
+        "theirs-scale": (True, 1, 3),
+    }
+    assert [run.notes["direction"] for run in runs.values()] == ["", "introduced", "", "mended"]
+
+
+def test_rows_of_faults_name_them_and_hold_every_set(study):
+    study.write_text(FAULTS)
+    studies.run_study(study, ["ours", "ours-relu"])
+    rows = pd.read_csv(study.with_suffix(".csv"), keep_default_na=False).set_index("run")
+    assert rows[["base", "fault", "direction"]].values.tolist() == [["ours", "", ""], ["ours", "relu", "introduced"]]
+    assert rows["plain-tiny-grey"].between(5, 40).all()  # read as three channels
+    assert rows.loc["ours", "earlier-low"] <= rows.loc["ours", "earlier"] <= rows.loc["ours", "earlier-high"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ('toggle = "relu"', 'toggle = "rely"', ("run ours-relu", "unknown fault 'rely'", "relu, unscaled, scaled-by-two")),
+        ('["scaled-by-two", "relu"', '["scaled", "relu"', ("run theirs", "unknown fault 'scaled'", "relu, unscaled")),
+        ('base = "theirs" }', 'base = "there" }', ("run theirs", "unknown base 'there'", "ours, theirs")),
+        ("{ relu_output = true }", "{ relu = true }", ("run ours-relu", "relu")),
+    ],
+)
+def test_bad_fault_is_refused(study, refused, old, new, parts):
+    assert old in FAULTS
+    study.write_text(FAULTS.replace(old, new))
+    with refused(study, *parts):
+        studies.read_study(study)
+
+
+def test_settings_follow_what_is_set_and_nothing_else(study):
+    run = studies.read_study(study)["first"]
+    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, ema=0.5))
+    assert changed.settings != run.settings != dataclasses.replace(run, extra=()).settings
+    study.write_text(STUDY.replace("seed = 1", "seed = 1\nema = 0.999"))  # the default
+    assert studies.read_study(study)["second"].settings != run.settings
+    spelt_out = studies.read_study(study)["second"].settings
+    study.write_text(STUDY)
+    assert studies.read_study(study)["second"].settings == spelt_out

@@ -278,6 +278,19 @@ def test_a_pixel_keeps_its_noise_in_every_step_and_after_a_resume(tiny_sets, tmp
     assert draws.std().item() == pytest.approx(1, abs=0.02) and abs(draws.mean().item()) < 0.02
 
 
+def test_options_of_the_data_reach_the_training_set_and_not_the_held_out_one(tiny_sets, tmp_path):
+    def run(**changes):
+        return training._Run(tiny(crops=1, **changes), tmp_path / "none.pt")
+
+    whole = run()
+    assert whole.data.shapes.tolist() == [[40, 48], [32, 40]]
+    assert run(keep_every=2).data.shapes.tolist() == [[40, 48]]
+    assert run(cut_once=32).data.shapes.tolist() == [[32, 32], [32, 32]]
+    clipped = run(clip_noisy=True)
+    assert torch.equal(clipped.data.pixels, whole.data.pixels.clip(0, 1)) and whole.data.pixels.max() > 1
+    assert torch.equal(clipped.held_out[0], whole.held_out[0]) and whole.held_out[0].max() > 1
+
+
 def test_the_level_of_a_crop_follows_its_number(tiny_sets, tmp_path, monkeypatch):
     seen, loss = [], objectives.ARDAE.loss
 
@@ -386,7 +399,7 @@ def test_a_run_starts_from_given_weights(tiny_sets, tmp_path, monkeypatch):
 
 def test_a_start_of_another_scale_is_refused(tiny_sets, tmp_path, refused):
     first = train(tiny(crops=1, output_scale=1.0), tmp_path)
-    with refused(f"start = '{first}'", "output_scale = 1"):
+    with refused(f"start = '{first}'", "another output_scale"):
         train(tiny(name="second", crops=1, start=str(first)), tmp_path)
 
 
@@ -396,6 +409,8 @@ def test_network_options_reach_the_network_and_its_file(tiny_sets, tmp_path, mon
     small = load_weights(train(tiny(name="small", crops=1, output_scale=1.0), tmp_path))
     y = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(10 * small(y), plain(y))
+    one_sided = load_weights(train(tiny(name="one-sided", crops=1, relu_output=True), tmp_path))
+    assert torch.equal(one_sided(y), plain(y).relu()) and plain(y).min() < 0
     shared = load_weights(train(tiny(name="shared", crops=1, shared_blocks=True), tmp_path)).state_dict()
     assert torch.equal(shared["encoder.1.0.weight"], shared["encoder.4.0.weight"])
     assert torch.equal(shared["decoder.1.0.0.weight"], shared["decoder.3.0.0.weight"])
@@ -701,6 +716,8 @@ def test_cuda_without_a_device_is_refused(refused):
         ({"batch": True}, ("batch = True", "type int")),
         ({"parameter": "25"}, ("parameter = '25'", "type float")),
         ({"compile": 1}, ("compile = 1", "type bool")),
+        ({"cut_once": 16}, ("cut_once = 16", "32")),
+        ({"keep_every": 0}, ("keep_every = 0",)),
         ({"dataset": 3}, ("dataset = 3", "type str")),
     ],
 )
@@ -724,6 +741,8 @@ def test_bad_configuration_is_refused(refused, changes, parts):
         ({"dataset": "CBSD"}, ("'CBSD'", "CBSD68")),
         ({"held_out": "tiny-grey"}, ("held_out = 'tiny-grey'", "'tiny'")),
         ({"crop": 64}, ("training image a, 48x40", "64")),
+        ({"cut_once": 64}, ("training image a, 48x40", "64")),
+        ({"slipped_flips": True}, ("slipped_flips", "2 training images")),
     ],
 )
 def test_bad_data_or_objective_is_refused_before_anything_is_written(tiny_sets, tmp_path, refused, changes, parts):
