@@ -1,7 +1,10 @@
 """Pictures for the notebooks."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -24,17 +27,20 @@ plt.rcParams |= {
 def save(figure: Figure, name: str, output: str) -> None:
     """Write `figure` to OUTPUT/figures/NAME, OUTPUT relative to the repository's root, and show it once in the notebook.
 
-    Plots become .png; figures that hold pictures .jpg, since noise makes a PNG several times as large.
+    Plots become .png of 256 colours; figures that hold pictures .jpg, since noise makes a PNG several times as large.
+    Both are kept small, for the repository holds each twice.
     """
-    folder = ROOT / output / "figures"
-    if not any(axis.images for axis in figure.axes):
-        with atomic_write(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, bbox_inches="tight", metadata={"Software": None})
-        return  # the notebook shows the open figure at the end of the cell
-    path = folder / f"{name}.jpg"
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, bbox_inches="tight", pil_kwargs={"quality": 90, "subsampling": 0})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
+    picture = PIL.Image.open(buffer).convert("RGB")
+    pictures = any(axis.images for axis in figure.axes)
+    path = ROOT / output / "figures" / f"{name}.{'jpg' if pictures else 'png'}"
+    with atomic_write(path) as temporary:
+        if pictures:
+            picture.save(temporary, "JPEG", quality=75)
+        else:
+            picture.quantize(dither=PIL.Image.Dither.NONE).save(temporary, "PNG", optimize=True)
     display(Image(path, embed=True))
 
 

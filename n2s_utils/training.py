@@ -30,9 +30,9 @@ import torch
 from n2s_utils import cli, noise, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import Crops, cut_once, image_set, load, noisy_pictures
-from n2s_utils.files import ROOT, atomic_write, sha256
+from n2s_utils.files import ROOT, atomic_write
 from n2s_utils.unet import STRIDE, UNet, require_device
-from n2s_utils.weights import load_weights, save_weights
+from n2s_utils.weights import load_record, load_weights, save_weights
 
 HELD_OUT_PIXELS = 64 * 64**2
 
@@ -384,7 +384,11 @@ class _Run:
 
     def record(self) -> dict:
         """What the weights saw."""
-        start = {"start_sha256": sha256(ROOT / self.config.start)} if self.config.start else {}
+        start = {}
+        if self.config.start:
+            first = load_record(ROOT / self.config.start)
+            stage = {"crop": first["config"]["crop"], "crops": first["crops"], "minutes": first["minutes"]}
+            start = {"start_sha256": first["sha256"], "before": [*first.get("before", []), stage]}
         return {
             "config": dataclasses.asdict(self.config),
             **start,

@@ -395,6 +395,8 @@ def test_a_run_starts_from_given_weights(tiny_sets, tmp_path, monkeypatch):
     second = train(tiny(name="second", crops=1, start=str(first)), tmp_path)
     assert second.read_bytes() == first.read_bytes()
     assert load_record(second)["start_sha256"] == files.sha256(first)
+    third = load_record(train(tiny(name="third", crops=1, start=str(second)), tmp_path))
+    assert [(stage["crop"], stage["crops"]) for stage in third["before"]] == [(32, 4), (32, 1)] and third["crops"] == 1
 
 
 def test_a_start_of_another_scale_is_refused(tiny_sets, tmp_path, refused):
