@@ -1,5 +1,6 @@
 """The recorded PSNR is what the shipped weights give: on the benchmarks where they are, else on the sample photos."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def test_shipped_weights_have_record_log_and_configuration(path):
     record = weights.load_record(path)  # refuses the record of another file
     assert path.with_suffix(".csv").is_file() and path.with_suffix(".toml").is_file()
     assert record["crops"] > 0 and record["device"] and record["data_sha256"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_later_stage_went_on_from_the_recorded_one_before(path):
+    record = weights.load_record(path)
+    before = path.with_name(Path(record["config"]["start"]).name)
+    stage = json.loads(before.with_suffix(".json").read_text())
+    assert record["start_sha256"] == stage["sha256"] and record["before"][-1]["crops"] == stage["crops"]
+    assert before.with_suffix(".csv").is_file() and before.with_suffix(".toml").is_file()
 
 
 @pytest.mark.parametrize("dataset", CHECKED)
