@@ -58,8 +58,8 @@ class Run:
     @property
     def settings(self) -> str:
         """A digest of all that determines the row; fields at their default do not count, so that new ones may come."""
-        fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
-        fields = {f.name: fields[f.name] for f in dataclasses.fields(self.config) if fields[f.name] != f.default}
+        values = dataclasses.asdict(self.config)
+        fields = {field.name: values[field.name] for field in dataclasses.fields(Config) if values[field.name] != field.default}
         text = json.dumps([fields, self.extra, self.measure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
