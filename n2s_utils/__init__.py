@@ -11,7 +11,7 @@ The rooms, each importing only from those above it:
     evaluation      whole-image denoising, PSNR and SSIM, result rows
     figures         pictures for the notebooks
     tables          the PSNR tables of notebook 05 and the README
-    studies         short runs trained and measured, a row each (notebook 06)
+    studies         short runs trained and measured, a row each (notebooks 06, 07)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     report          execute the notebooks (needs papermill and nbconvert)
