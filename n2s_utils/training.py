@@ -70,6 +70,7 @@ class Config:
     shared_blocks: bool = False  # of the network, see unet.UNet
     output_scale: float = 10.0
     relu_output: bool = False
+    kink_width: float = 0.0  # that of unet.RoundedLeakyReLU; 0: leaky ReLU
     start: str = ""  # weights file to start from, relative to the repository; empty: fresh weights
     seed: int = 0
     device: str = "cpu"
@@ -98,6 +99,8 @@ class Config:
             raise InputError(f"crop = {self.crop}: give a multiple of {STRIDE}")
         if self.cut_once and self.cut_once < self.crop:
             raise InputError(f"cut_once = {self.cut_once}: give the side of the crop, {self.crop}, or more")
+        if not 0 <= self.kink_width < math.inf:
+            raise InputError(f"kink_width = {self.kink_width}: give a number from 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema = {self.ema}: give a number in [0, 1)")
         for field, known in (("schedule", ("cosine", "step", "constant")), ("precision", ("bf16", "fp32")), ("device", ("cpu", "cuda"))):
@@ -175,7 +178,7 @@ class _Run:
 
         torch.manual_seed(config.seed)
         self.model, self.ema = (
-            UNet(channels, config.shared_blocks, config.output_scale, config.relu_output).to(
+            UNet(channels, config.shared_blocks, config.output_scale, config.relu_output, config.kink_width).to(
                 config.device, memory_format=torch.channels_last
             )
             for _ in range(2)

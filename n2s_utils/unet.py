@@ -4,6 +4,8 @@ It has no final activation: a score takes both signs, and a ReLU there would let
 denoiser only brighten (notebook 03 draws the network layer by layer).
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,11 +21,28 @@ OUTPUT_SCALE = 10.0
 RECEPTIVE_RADIUS = 192
 
 
-def _conv(inputs: int, outputs: int) -> nn.Sequential:
+class RoundedLeakyReLU(nn.Module):
+    """Leaky ReLU of slope 0.1, its kink rounded over about `width`: 0.1 x + 0.9 width log(1 + exp(x / width)).
+
+    A kink between y - s_a u and y + s_a u puts a jump into the antithetic loss's gradient (notebook 06). Width 0
+    is the leaky ReLU itself.
+    """
+
+    def __init__(self, width: float):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.width:
+            return F.leaky_relu(x, 0.1, inplace=True)
+        return torch.add(0.1 * x, F.softplus(x, 1 / self.width), alpha=0.9)
+
+
+def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight, a=0.1)
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(conv, activation)
 
 
 class UNet(nn.Module):
@@ -31,21 +50,30 @@ class UNet(nn.Module):
 
     `channels` is 1 (grey) or 3 (colour). With `shared_blocks` the encoder's blocks from the second on
     are one block, and so are the decoder's (as in the code of Kim & Ye). `relu_output` is the fault that
-    notebook 07 studies: no score below zero.
+    notebook 07 studies: no score below zero. `kink_width` rounds the activations, on the scale of what they are given.
     """
 
-    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = OUTPUT_SCALE, relu_output: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        shared_blocks: bool = False,
+        output_scale: float = OUTPUT_SCALE,
+        relu_output: bool = False,
+        kink_width: float = 0.0,
+    ):
         super().__init__()
         self.channels, self.output_scale, self.relu_output = channels, output_scale, relu_output
-        self.encoder = nn.ModuleList([nn.Sequential(_conv(channels, 48), _conv(48, 48))] + [_conv(48, 48) for _ in range(4)])
-        self.bottom = _conv(48, 48)
-        self.decoder = nn.ModuleList(nn.Sequential(_conv(inputs, 96), _conv(96, 96)) for inputs in (96, 144, 144, 144))
+        self.activation = RoundedLeakyReLU(kink_width)
+        conv = partial(_conv, activation=self.activation)
+        self.encoder = nn.ModuleList([nn.Sequential(conv(channels, 48), conv(48, 48))] + [conv(48, 48) for _ in range(4)])
+        self.bottom = conv(48, 48)
+        self.decoder = nn.ModuleList(nn.Sequential(conv(inputs, 96), conv(96, 96)) for inputs in (96, 144, 144, 144))
         if shared_blocks:
             for i in (2, 3, 4):
                 self.encoder[i] = self.encoder[1]
             for i in (2, 3):
                 self.decoder[i] = self.decoder[1]
-        self.head = nn.Sequential(_conv(96 + channels, 64), _conv(64, 32), nn.Conv2d(32, channels, 3, padding=1))
+        self.head = nn.Sequential(conv(96 + channels, 64), conv(64, 32), nn.Conv2d(32, channels, 3, padding=1))
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         skips, x = [], y

@@ -45,6 +45,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> UNet:
     model.load_state_dict(state)
     config = load_record(path).get("config", {})
     model.output_scale, model.relu_output = config.get("output_scale", OUTPUT_SCALE), config.get("relu_output", False)
+    model.activation.width = config.get("kink_width", 0.0)
     return model.eval()
 
 

@@ -413,6 +413,10 @@ def test_network_options_reach_the_network_and_its_file(tiny_sets, tmp_path, mon
     torch.testing.assert_close(10 * small(y), plain(y))
     one_sided = load_weights(train(tiny(name="one-sided", crops=1, relu_output=True), tmp_path))
     assert torch.equal(one_sided(y), plain(y).relu()) and plain(y).min() < 0
+    rounded = load_weights(train(tiny(name="rounded", crops=1, kink_width=0.2), tmp_path))
+    assert not torch.allclose(rounded(y), plain(y))
+    plain.activation.width = 0.2
+    assert torch.equal(rounded(y), plain(y))
     shared = load_weights(train(tiny(name="shared", crops=1, shared_blocks=True), tmp_path)).state_dict()
     assert torch.equal(shared["encoder.1.0.weight"], shared["encoder.4.0.weight"])
     assert torch.equal(shared["decoder.1.0.0.weight"], shared["decoder.3.0.0.weight"])
@@ -712,6 +716,7 @@ def test_cuda_without_a_device_is_refused(refused):
         ({"draws": 0}, ("draws = 0",)),
         ({"cycle": 0}, ("cycle = 0",)),
         ({"output_scale": 0.0}, ("output_scale = 0",)),
+        ({"kink_width": -0.1}, ("kink_width = -0.1",)),
         ({"objective": "noise2noise"}, ("second_seed = 0", "noise2noise", "second realization")),
         ({"second_seed": -1}, ("second_seed = -1",)),
         ({"batch": "8"}, ("batch = '8'", "type int")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from n2s_utils.unet import OUTPUT_SCALE, RECEPTIVE_RADIUS, STRIDE, UNet
+from n2s_utils.unet import OUTPUT_SCALE, RECEPTIVE_RADIUS, STRIDE, RoundedLeakyReLU, UNet
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -31,6 +31,17 @@ def test_output_takes_both_signs():
         torch.testing.assert_close(network(y), -score)
         network.head[-1].bias += 0.5
         torch.testing.assert_close(network(y), -score + 0.5 * OUTPUT_SCALE)
+
+
+def test_rounded_activation_is_leaky_relu_but_near_its_kink():
+    x = torch.tensor([-3.0, -0.5, 0.5, 3.0])
+    leaky = torch.tensor([-0.3, -0.05, 0.5, 3.0])
+    torch.testing.assert_close(RoundedLeakyReLU(0.0)(x.clone()), leaky)
+    torch.testing.assert_close(RoundedLeakyReLU(0.05)(x.clone()), leaky, rtol=0, atol=1e-5)
+    zero = torch.zeros(1, requires_grad=True)
+    rounded = RoundedLeakyReLU(0.05)(zero)
+    rounded.backward()
+    assert rounded.item() == pytest.approx(0.9 * 0.05 * np.log(2)) and zero.grad.item() == pytest.approx(0.55)
 
 
 def test_number_of_parameters():
