@@ -35,7 +35,7 @@ class RoundedLeakyReLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.width:
             return F.leaky_relu(x, 0.1, inplace=True)
-        return torch.add(0.1 * x, F.softplus(x, 1 / self.width), alpha=0.9)
+        return torch.lerp(x, F.softplus(x, 1 / self.width), 0.9)
 
 
 def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
