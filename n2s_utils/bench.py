@@ -1,8 +1,9 @@
 """Speed on this machine, in one run: python -m n2s_utils.bench
 
 Training crops per second for float32 contiguous against our setting (bf16 autocast, channels_last),
-inference seconds per megapixel for our network against non-local means, and the peak memory of training
-and of denoising, each in a process of its own. Recorded in data/results/studies/bench.csv.
+with rounded kinks and without, inference seconds per megapixel for our network against non-local means,
+and the peak memory of training and of denoising, each in a process of its own. Recorded in
+data/results/studies/bench.csv.
 """
 
 import resource
@@ -39,10 +40,10 @@ def seconds_of(work: Callable[[], object], repeats: int) -> float:
     return float(np.median(times))
 
 
-def training_speed(memory_format: torch.memory_format, bf16: bool) -> float:
+def training_speed(memory_format: torch.memory_format, bf16: bool, kink_width: float = KINK_WIDTH) -> float:
     """Crops of 128x128 a second through the colour U-Net: forward, backward and Adam step of AR-DAE."""
     torch.manual_seed(0)
-    model = UNet(3, kink_width=KINK_WIDTH).to(memory_format=memory_format)
+    model = UNet(3, kink_width=kink_width).to(memory_format=memory_format)
     optimizer = torch.optim.Adam(model.parameters())
     y, u = torch.rand(2, CROPS, 3, SIZE, SIZE)
     y, u = y.contiguous(memory_format=memory_format), u.contiguous(memory_format=memory_format)
@@ -91,6 +92,7 @@ def main() -> None:
     measured = [
         ("training, float32 contiguous", training_speed(torch.contiguous_format, bf16=False), "crops of 128x128 a second"),
         ("training, bf16 channels_last", train_bf16(), "crops of 128x128 a second"),
+        ("the same with leaky ReLUs", training_speed(torch.channels_last, bf16=True, kink_width=0.0), "crops of 128x128 a second"),
         ("denoising, U-Net", seconds_of(lambda: denoise(model, y, noise), 3) / megapixels, "seconds per megapixel"),
         ("denoising, non-local means", seconds_of(lambda: non_local_means(y, noise), 3) / megapixels, "seconds per megapixel"),
         *memory,
