@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -61,6 +62,15 @@ def test_profiles_agree_and_only_sample_leaves_the_checkout_alone():
         assert values["PROFILE"] == name and values.keys() == profiles["sample"].keys()
         for run in values["RUNS"]:
             training.read_config(ROOT / run)
+
+
+def test_train_profile_repeats_every_stage_of_the_weights_in_order():
+    runs = yaml.safe_load((ROOT / "notebooks" / "profiles" / "train.yaml").read_text())["RUNS"]
+    assert set(runs) == {f"data/weights/{path.name}" for path in (ROOT / "data" / "weights").glob("*.toml")}
+    names = [training.read_config(ROOT / run).name for run in runs]
+    for place, run in enumerate(runs):
+        start = training.read_config(ROOT / run).start
+        assert not start or Path(start).stem in names[:place], run
 
 
 def test_help_lists_every_verb():
