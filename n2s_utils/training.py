@@ -71,7 +71,7 @@ class Config:
     output_scale: float = 10.0
     relu_output: bool = False
     kink_width: float = 0.0  # that of unet.RoundedLeakyReLU; 0: leaky ReLU
-    start: str = ""  # weights file to start from, relative to the repository; empty: fresh weights
+    start: str = ""  # weights file in the repository to start from, a Gaussian one rescaled to the noise level; empty: fresh weights
     seed: int = 0
     device: str = "cpu"
     precision: str = "bf16"  # autocast; or fp32
@@ -187,6 +187,9 @@ class _Run:
             start = load_weights(ROOT / config.start, channels)
             if (start.output_scale, start.relu_output) != (config.output_scale, config.relu_output):
                 raise InputError(f"start = {config.start!r}: trained with another output_scale or relu_output; give those of its record")
+            first = noise.make(*(load_record(ROOT / config.start)["config"][key] for key in ("noise", "parameter")))
+            if first.name == self.noise.name == "gaussian":
+                start.rescale(first.std / self.noise.std)
             self.model.load_state_dict(start.state_dict())
         self.ema.requires_grad_(False).load_state_dict(self.model.state_dict())
         self.forward = torch.compile(self.model) if config.compile else self.model

@@ -88,6 +88,17 @@ class UNet(nn.Module):
         output = self.output_scale * self.head(x).float()
         return F.relu(output) if self.relu_output else output
 
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Turn R(y) into factor R(factor y), in place and exactly: where R is the score of z = factor y, that is the score of y.
+
+        With factor = sigma / sigma' a network for Gaussian noise sigma becomes one for sigma' (change of variables);
+        all it has not seen are pictures of that contrast.
+        """
+        last = self.head[-1]
+        for parameter in (self.encoder[0][0][0].weight, self.head[0][0].weight[:, -self.channels :], last.weight, last.bias):
+            parameter.mul_(factor)
+
 
 def _upsample(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -399,6 +399,15 @@ def test_a_run_starts_from_given_weights(tiny_sets, tmp_path, monkeypatch):
     assert [(stage["crop"], stage["crops"]) for stage in third["before"]] == [(32, 4), (32, 1)] and third["crops"] == 1
 
 
+def test_a_start_is_rescaled_to_the_noise_level(tiny_sets, tmp_path, monkeypatch):
+    first = train(tiny(crops=4), tmp_path)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
+    expected, twice = load_weights(first), train(tiny(name="second", crops=1, parameter=50, start=str(first)), tmp_path)
+    expected.rescale(0.5)
+    y = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(load_weights(twice)(y), expected(y))
+
+
 def test_a_start_of_another_scale_is_refused(tiny_sets, tmp_path, refused):
     first = train(tiny(crops=1, output_scale=1.0), tmp_path)
     with refused(f"start = '{first}'", "another output_scale"):

@@ -44,6 +44,20 @@ def test_rounded_activation_is_leaky_relu_but_near_its_kink():
     assert rounded.item() == pytest.approx(0.9 * 0.05 * np.log(2)) and zero.grad.item() == pytest.approx(0.55)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rescaled_network_is_the_score_after_a_change_of_variables(channels):
+    torch.manual_seed(0)
+    model = UNet(channels, kink_width=0.05)
+    for parameter in model.parameters():  # biases too
+        torch.nn.init.normal_(parameter, std=0.1)
+    y = torch.rand(1, channels, 64, 64)
+    with torch.no_grad():
+        expected = 0.5 * model(0.5 * y)
+        assert not torch.allclose(model(y), expected, rtol=0.1)
+        model.rescale(0.5)
+        torch.testing.assert_close(model(y), expected)
+
+
 def test_number_of_parameters():
     """0.99 M in colour: the blocks are not shared (sharing leaves about 0.70 M)."""
     count = {channels: sum(p.numel() for p in UNet(channels).parameters()) for channels in (1, 3)}
