@@ -22,7 +22,6 @@ from n2s_utils.files import ROOT
 
 FOLDER_VARIABLE = "N2S_DATA_DIR"
 DOWNLOADS = ROOT / "data" / "downloads"
-SLIPPED = (0, 2, 3, 5)  # the pictures that the earlier reproduction's flipped copies came from
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -175,21 +174,8 @@ def noisy_pictures(dataset: str, model: noise.Model, seed: int) -> dict[str, np.
     return {name: noise.realization(x, model, dataset, name, seed) for name, x in load(dataset)}
 
 
-def cut_once(pictures: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """One square of side `size` of each picture, at a place that follows from the picture's name.
-
-    Raises InputError naming a picture that is smaller.
-    """
-    squares = {}
-    for name, picture in pictures.items():
-        _require_size(name, picture, size)
-        rng = noise.rng("cut", name)
-        top, left = (int(rng.integers(side - size + 1)) for side in picture.shape[:2])
-        squares[name] = picture[top : top + size, left : left + size]
-    return squares
-
-
-def _require_size(name: str, picture: np.ndarray, size: int) -> None:
+def require_size(name: str, picture: np.ndarray, size: int) -> None:
+    """Raises InputError naming a training picture that is smaller than crops of `size`."""
     height, width = picture.shape[:2]
     if min(height, width) < size:
         raise InputError(f"training image {name}, {width}x{height}: smaller than the crop of {size}; lower crop or leave it out")
@@ -199,36 +185,36 @@ class Crops:
     """Pictures resident on a device, and random square crops of them.
 
     The pictures lie in one flat (pixels, C) buffer, so a batch from images of any sizes, each crop
-    flipped and rotated, is a single gather. `slipped_flips` is the fault that notebook 07 studies: no
-    flips and turns but for a second half of the set, flipped copies of the pictures 0, 2, 3 and 5 only.
-    Raises InputError if a picture is smaller than `size`, or there is no picture 5 to slip to.
+    flipped and rotated, is a single gather. Raises InputError if a picture is smaller than `size`.
     """
 
-    def __init__(self, pictures: dict[str, np.ndarray], size: int, device: str, slipped_flips: bool = False):
+    def __init__(self, pictures: dict[str, np.ndarray], size: int, device: str):
         for name, picture in pictures.items():
-            _require_size(name, picture, size)
-        if slipped_flips and len(pictures) <= max(SLIPPED):
-            raise InputError(f"slipped_flips = true: {len(pictures)} training images; give {max(SLIPPED) + 1} or more")
-        self.size, self.slipped_flips = size, slipped_flips
+            require_size(name, picture, size)
+        self.size = size
         self.shapes = np.array([p.shape[:2] for p in pictures.values()])
         self.offsets = np.concatenate([[0], self.shapes.prod(1).cumsum()[:-1]])
         flat = np.concatenate([p.reshape(-1, p.shape[2]) for p in pictures.values()])
         self.sha256 = hashlib.sha256(flat.tobytes()).hexdigest()
         self.pixels = torch.from_numpy(flat).to(device)
 
+    def choose_pictures(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Their numbers (count,), uniform."""
+        return generator.integers(len(self.shapes), size=count)
+
+    def choose_flips(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Flip down, flip across, turn (3, count), each 0 or 1, uniform."""
+        return generator.integers(2, size=(3, count), dtype=np.int64)
+
     def batch(self, count: int, generator: np.random.Generator) -> torch.Tensor:
         """`count` crops (count, C, size, size), channels_last: images, places, flips and turns uniform."""
-        image = generator.integers(len(self.shapes), size=count)
-        if self.slipped_flips:
-            copy = generator.integers(2, size=count)
-            image = np.where(copy, generator.choice(SLIPPED, size=count), image)
+        image = self.choose_pictures(count, generator)
         height, width = self.shapes[image].T
         top = generator.integers(height - self.size + 1)
         left = generator.integers(width - self.size + 1)
         origin = torch.from_numpy(self.offsets[image] + top * width + left)
         stride = torch.from_numpy(width)
-        flips = np.stack([0 * copy, copy, 0 * copy]) if self.slipped_flips else generator.integers(2, size=(3, count), dtype=np.int64)
-        flip_i, flip_j, turn = torch.from_numpy(flips)
+        flip_i, flip_j, turn = torch.from_numpy(self.choose_flips(count, generator))
 
         device = self.pixels.device
         origin, stride, flip_i, flip_j, turn = (

@@ -1,4 +1,4 @@
-"""Denoise whole images and measure them.
+"""Measure denoised pictures: PSNR and SSIM, a row for each, and the command that denoises a folder.
 
     python -m n2s_utils.evaluation --weights FILE --data FOLDER --sigma S [--seed K] [--csv FILE] [--pictures FOLDER]
                                    [--recorruptions J [--s-a S_A] | --x8]
@@ -10,79 +10,28 @@ images that are noisy already and only writes pictures.
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means
 
-from n2s_utils import cli, noise
+from n2s_utils import cli, denoiser, noise
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import load_folder
 from n2s_utils.files import ROOT, atomic_write, sha256
-from n2s_utils.unet import RECEPTIVE_RADIUS, STRIDE, UNet, require_device
-from n2s_utils.weights import load_record, load_weights
+from n2s_utils.machine import require_device
+from n2s_utils.weights import load_record
 
-TILE = 512  # side of the part that one pass yields of a large picture: under 1.5 GB of memory
 COLUMNS = ["dataset", "image", "method", "noise", "parameter", "known", "seed", "psnr", "ssim", "weights", "weights_sha256"]
+MEASURED = [column for column in COLUMNS if column not in ("psnr", "ssim", "weights")]  # what one measurement is of
 
-
-@torch.inference_mode()
-def score(model: UNet, y: np.ndarray, tile: int = TILE) -> np.ndarray:
-    """The network's score of a noisy picture y (H, W, C), of the same shape, for any H and W from 1.
-
-    The picture is reflected up to multiples of 32. A large one goes through in tiles of side `tile` (a
-    multiple of 32), each with as much surrounding as the network can see, so that no seam exists.
-    """
-    height, width = y.shape[:2]
-    padded = np.pad(y, ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="reflect")
-    margin = RECEPTIVE_RADIUS
-    if padded.shape[0] * padded.shape[1] <= (tile + 2 * margin) ** 2:
-        tile = max(padded.shape)  # no larger than a tile with its surroundings: one pass
-    device = next(model.parameters()).device
-    tensor = torch.from_numpy(padded.transpose(2, 0, 1)[None]).to(device, memory_format=torch.channels_last)
-    result = np.empty_like(padded)
-    for top in range(0, padded.shape[0], tile):
-        for left in range(0, padded.shape[1], tile):
-            above, before = min(top, margin), min(left, margin)
-            part = tensor[:, :, top - above : top + tile + margin, left - before : left + tile + margin]
-            inner = model(part)[0, :, above : above + tile, before : before + tile]
-            result[top : top + tile, left : left + tile] = inner.permute(1, 2, 0).cpu().numpy()
-    return result[:height, :width]
-
-
-def denoise(model: UNet, y: np.ndarray, noise_model: noise.Model) -> np.ndarray:
-    """The posterior mean of the clean picture given the noisy y (H, W, C), by Tweedie's formula."""
-    return noise_model.posterior_mean(y, score(model, y))
-
-
-def denoise_recorrupted(
-    model: UNet, y: np.ndarray, noise_model: noise.Gaussian, s_a: float, draws: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The mean over `draws` of the Tweedie step from v = y + s_a u: v + (std^2 + s_a^2) R(v), u ~ N(0, I).
-
-    What a network trained at s_a > 0 learned is the score of that recorrupted picture. Raises InputError
-    if `draws` is below 1 or s_a is not a finite number above 0.
-    """
-    if draws < 1 or not 0 < s_a < np.inf:
-        raise InputError(f"recorruptions = {draws}, s_a = {s_a}: give 1 or more recorruptions and an s_a above 0")
-    both = noise.Gaussian(255 * float(np.hypot(noise_model.std, s_a)))
-    recorruption = noise.Gaussian(255 * s_a)
-    return np.mean([denoise(model, recorruption.sample(y, rng), both) for _ in range(draws)], axis=0)
-
-
-def denoise_x8(model: UNet, y: np.ndarray, noise_model: noise.Model) -> np.ndarray:
-    """The mean of `denoise` over the eight flips and quarter turns of y (H, W, C), each turned back."""
-    outputs = []
-    for turns in range(4):
-        for flip in (False, True):
-            turned = np.rot90(y[:, ::-1] if flip else y, turns)
-            output = np.rot90(denoise(model, np.ascontiguousarray(turned), noise_model), -turns)
-            outputs.append(output[:, ::-1] if flip else output)
-    return np.mean(outputs, axis=0)
+Denoise = Callable[[np.ndarray], np.ndarray]
 
 
 def non_local_means(y: np.ndarray, noise_model: noise.Gaussian) -> np.ndarray:
@@ -122,15 +71,15 @@ def ssim(clean: np.ndarray, output: np.ndarray) -> float:
 
 
 def result_row(
-    dataset: str, image: str, method: str, noise_model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, origin: dict
-) -> dict:
-    """One row of results (COLUMNS): what was denoised how, from which noise seed and weights (`origin_of`), and how well."""
+    dataset: str, image: str, method: str, model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, origin: dict
+) -> dict[str, Any]:
+    """One row of results (COLUMNS): what was denoised how, its noise known, from which noise seed and weights (`origin_of`), and how well."""
     return {
         "dataset": dataset,
         "image": image,
         "method": method,
-        "noise": noise_model.name,
-        "parameter": noise_model.parameter,
+        "noise": model.name,
+        "parameter": model.parameter,
         "known": 1,
         "seed": seed,
         "psnr": round(psnr(clean, output), 4),
@@ -138,7 +87,7 @@ def result_row(
     } | origin
 
 
-def origin_of(weights: Path | None) -> dict:
+def origin_of(weights: Path | None) -> dict[str, str]:
     """The columns of a result row that name its weights file, empty where there is none."""
     return {"weights": weights.name if weights else "", "weights_sha256": sha256(weights) if weights else ""}
 
@@ -146,63 +95,47 @@ def origin_of(weights: Path | None) -> dict:
 def evaluate(
     dataset: str,
     pictures: Iterable[tuple[str, np.ndarray]],
-    noise_model: noise.Model,
+    model: noise.Model,
     method: str,
-    denoiser: Callable[[np.ndarray], np.ndarray],
+    denoise: Denoise,
     seeds: Iterable[int],
     weights: Path | None = None,
-) -> Iterator[dict]:
+    recorded: pd.DataFrame | None = None,
+) -> Iterator[dict[str, Any]]:
     """Yield a result row per clean (name, picture) and noise seed, as they are measured.
 
-    The noise is a pure function of data set, name, noise model and seed. `denoiser` maps a noisy
-    picture to a clean one; `weights` is the file it came from.
+    The noise is a pure function of data set, name, noise model and seed. `denoise` maps a noisy picture to a clean one;
+    `weights` is the file it came from. A row that stands in `recorded` (COLUMNS) already, of the same noise, picture, seed,
+    method and weights, is given again and not measured.
     """
     origin = origin_of(weights)
+    known = {} if recorded is None else {_key(row): row for row in recorded.to_dict("records")}
     for name, clean in pictures:
         for seed in seeds:
-            output = denoiser(noise.realization(clean, noise_model, dataset, name, seed))
-            yield result_row(dataset, name, method, noise_model, seed, clean, output, origin)
+            of = {"dataset": dataset, "image": name, "method": method, "noise": model.name, "parameter": model.parameter}
+            row = known.get(_key(of | {"known": 1, "seed": seed} | origin))
+            if row is None:
+                output = denoise(noise.realization(clean, model, dataset, name, seed))
+                row = result_row(dataset, name, method, model, seed, clean, output, origin)
+            yield row
 
 
-def evaluate_as_earlier(
-    dataset: str,
-    pictures: list[tuple[str, np.ndarray]],
-    noise_model: noise.Model,
-    denoiser: Callable[[np.ndarray], np.ndarray],
-    draws: int,
-    size: int = 128,
-) -> np.ndarray:
-    """Mean PSNR in dB of each of `draws` evaluations (draws,) in the way of angelac345/Noise2Score-Reproduce.
-
-    One random crop of side `size`, or all of a smaller picture, is all that is denoised of each (name, picture).
-    CBSD68 has one noisy version of each picture, clipped and rounded to 8 bits; other sets have new noise at each
-    evaluation, left as it is.
-    """
-    fixed = {}
-    if dataset == "CBSD68":
-        fixed = {name: quantised(noise.realization(clean, noise_model, dataset, name, seed=0)) for name, clean in pictures}
-    means = []
-    for draw in range(draws):
-        rng, values = noise.rng("earlier", dataset, draw), []
-        for name, clean in pictures:
-            top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in clean.shape[:2])
-            place = np.s_[top : top + size, left : left + size]
-            y = fixed[name][place] if fixed else noise_model.sample(clean[place], rng)
-            values.append(psnr(clean[place], denoiser(y)))
-        means.append(np.mean(values))
-    return np.array(means)
-
-
-def quantised(y: np.ndarray) -> np.ndarray:
-    """A noisy picture as an 8-bit file keeps it: clipped to [0, 1] and rounded to 1/255."""
-    return (y.clip(0, 1) * 255).round().astype(np.float32) / 255
+def _key(row: dict[Any, Any]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in MEASURED)
 
 
 def method_of(weights: Path) -> str:
     """The method, as result rows name it, that a weights file was trained with."""
     config = load_record(weights)["config"]
-    name = config["objective"].replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic")
-    return name + "-fresh" * config.get("fresh_noise", False)
+    name = config["objective"]["name"].replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic")
+    return name + "-fresh" * config["data"].get("fresh_noise", False)
+
+
+def read_rows(files: Iterable[Path]) -> pd.DataFrame:
+    """The result rows of CSV files, those that exist."""
+    options: dict[str, Any] = {"dtype": {"image": str}, "keep_default_na": False, "na_values": {"psnr": "", "ssim": ""}}
+    tables = [pd.read_csv(file, **options) for file in files if file.exists()]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def write_rows(rows: Iterable[dict], path: str | Path) -> pd.DataFrame:
@@ -225,11 +158,13 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary)
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Denoise a folder of images and measure the result.")
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file, such as one of data/weights")
     parser.add_argument("--data", type=Path, required=True, help="folder of images")
-    parser.add_argument("--sigma", type=float, required=True, help="noise level, 0-255 scale")
+    parser.add_argument("--sigma", type=float, help="level of Gaussian noise, 0-255 scale; with --zeta that of counts beside it")
+    parser.add_argument("--zeta", type=float, help="gain of Poisson noise")
+    parser.add_argument("--k", type=float, help="shape of Gamma noise")
     parser.add_argument("--noisy", action="store_true", help="the images are noisy already: only write pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the added noise (default 0)")
     parser.add_argument("--csv", type=Path, help="where to write the rows (default build/evaluation/FOLDER.csv)")
@@ -237,41 +172,51 @@ def main() -> None:
     average = parser.add_mutually_exclusive_group()
     average.add_argument("--recorruptions", type=int, metavar="J", help="average over J recorrupted inputs")
     average.add_argument("--x8", action="store_true", help="average over the eight flips and turns")
-    parser.add_argument("--s-a", type=float, default=0.03, help="of the recorruptions, on the [0, 1] scale (default 0.03)")
+    parser.add_argument("--s-a", type=float, default=0.3, help="of the recorruptions, in units of the noise (default 0.3)")
+    parser.add_argument("--memory", type=float, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures (default 1.5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args()
+    return parser.parse_args()
 
-    noise_model = noise.Gaussian(options.sigma)
-    model = load_weights(options.weights).to(require_device(options.device))
-    trained = load_record(options.weights)["config"]["parameter"]
-    if trained != options.sigma:
-        print(f"warning: {options.weights.name} was trained at sigma {trained:g}, not {options.sigma:g}; expect a worse result")
+
+def _noise_of(options: argparse.Namespace) -> noise.Model:
+    given = {name: getattr(options, name) for name in ("sigma", "zeta", "k") if getattr(options, name) is not None}
+    for name, model in noise.MODELS.items():
+        if {field.name for field in fields(model)} == given.keys():
+            return noise.make(name, **given)
+    raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together")
+
+
+def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.Denoiser, Denoise, str]:
+    """The denoiser, the way it is used, and the suffix of the method's name."""
+    loaded = denoiser.load(options.weights, model, device=require_device(options.device))
+    single = denoiser.Denoiser(loaded.network, model, options.memory)
+    trained = noise.from_table(load_record(options.weights)["config"]["noise"])
+    if trained != model:
+        print(f"note: {options.weights.name} was trained on {trained}; used on {model} by a change of variables")
+    if options.recorruptions is not None:
+        draws = options.recorruptions
+        return single, lambda y: denoiser.recorrupted(single, y, options.s_a, draws, noise.rng("recorruption")), "-recorrupted"
+    return (single, partial(denoiser.x8, single), "-x8") if options.x8 else (single, single, "")
+
+
+def main() -> None:
+    options = _options()
+    model = _noise_of(options)
     if options.pictures and options.pictures.resolve() == options.data.resolve():
         raise InputError(f"{options.pictures}: holds the input; give another folder to --pictures")
     if options.noisy and not options.pictures:
         raise InputError("--noisy: there is no clean image to measure against; give --pictures a folder for the results")
-
-    if options.recorruptions is not None:
-        draws, s_a, suffix = options.recorruptions, options.s_a, "-recorrupted"
-
-        def denoiser(y):
-            return denoise_recorrupted(model, y, noise_model, s_a, draws, noise.rng("recorruption"))
-    else:
-        average, suffix = (denoise_x8, "-x8") if options.x8 else (denoise, "")
-
-        def denoiser(y):
-            return average(model, y, noise_model)
-
-    rows, dataset, method, origin = [], options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
-    for name, picture in load_folder(options.data, model.channels):
-        y = picture if options.noisy else noise.realization(picture, noise_model, dataset, name, options.seed)
-        output = denoiser(y)
+    single, denoise, suffix = _way_of(options, model)
+    dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
+    rows = []
+    for name, picture in load_folder(options.data, single.network.channels):
+        output = denoise(picture if options.noisy else noise.realization(picture, model, dataset, name, options.seed))
         if options.pictures:
             write_picture(output, options.pictures / f"{name}.png")
         if options.noisy:
             print(f"{name}: written", flush=True)
             continue
-        rows.append(result_row(dataset, name, method, noise_model, options.seed, picture, output, origin))
+        rows.append(result_row(dataset, name, method, model, options.seed, picture, output, origin))
         print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", flush=True)
     if rows:
         table = write_rows(rows, options.csv or ROOT / "build" / "evaluation" / f"{dataset}.csv")

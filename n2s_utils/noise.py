@@ -1,21 +1,58 @@
-"""The three noise models of the paper: how each corrupts, and its Tweedie formula.
+"""The noise models: how each corrupts, the coordinate in which its score is learned, and the way back to the picture.
 
-Images x and y are arrays of any shape with intensities in [0, 1]. A noisy image is float32,
-never clipped and never rounded. A score has the shape of y. The formulas are those of Kim & Ye 2021;
+One way through for every model, all of it between a noisy picture y and the posterior mean x of the clean one:
+
+    c = coordinate(y)             where noise of our own is added and the score l(c) = d/dc log p(c) is meant
+    z = stabilise(c)              c with noise of about unit deviation at every brightness: what a network sees
+    l = g l_z + (log g)'          the score of c from that of z (change of variables), g = slope(c) = dz/dc
+    x = posterior_mean(c, l)      Tweedie's formula
+
+Pictures x and y, c, z and scores are arrays or tensors of one shape, any shape; x and y have intensities in [0, 1]. A noisy
+picture is float32, never clipped and never rounded. The formulas are those of Kim & Ye 2021 but for the counts, see `Poisson`;
 notebook 01 derives them and says which posterior functional each one really is.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 
 from n2s_utils.cli import InputError
 
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
+
+
+class _Model:
+    """What the models share: their parameters, as rows and file names give them."""
+
+    name: ClassVar[str]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Name -> value."""
+        return {name: float(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
+
+    @property
+    def parameter(self) -> float | str:
+        """As result rows give it: the number, or several joined by "+"."""
+        values = list(self.parameters.values())
+        return values[0] if len(values) == 1 else "+".join(f"{value:g}" for value in values)
+
+    @property
+    def label(self) -> str:
+        """As file names give it, such as gaussian25."""
+        return self.name + "+".join(f"{value:g}" for value in self.parameters.values())
+
+    def __str__(self) -> str:
+        return f"{self.name} noise of " + ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
+
 
 @dataclass(frozen=True)
-class Gaussian:
-    """y = x + n, n ~ N(0, std^2), std = sigma / 255: sigma is the noise level on the 0-255 scale.
+class Gaussian(_Model):
+    """y = x + n, n ~ N(0, std^2), std = sigma / 255: sigma is the noise level on the 0-255 scale. c = y / std, z = c.
 
     Raises InputError if sigma is not a finite positive number.
     """
@@ -27,10 +64,6 @@ class Gaussian:
         _check_positive("sigma", self.sigma)
 
     @property
-    def parameter(self) -> float:
-        return self.sigma
-
-    @property
     def std(self) -> float:
         """The noise level on the [0, 1] scale."""
         return self.sigma / 255
@@ -39,15 +72,36 @@ class Gaussian:
         """One noisy realization of x."""
         return (x + self.std * rng.standard_normal(x.shape)).astype(np.float32)
 
-    def posterior_mean(self, y: np.ndarray, score: np.ndarray) -> np.ndarray:
-        """E[x | y] = y + std^2 l'(y), with l'(y) = grad log p(y) (Tweedie's formula)."""
-        return y + self.std**2 * score
+    def variance(self, x: Values) -> Values:
+        """Of the noise at intensity x."""
+        return _library(x).full_like(x, self.std**2)
+
+    def coordinate(self, y: Values) -> Values:
+        return y / self.std
+
+    def stabilise(self, c: Values) -> Values:
+        return c
+
+    def slope(self, c: Values) -> Values:
+        return _library(c).ones_like(c)
+
+    def curvature(self, c: Values) -> Values:
+        """(log g)', by which the score of c differs from g times that of z."""
+        return _library(c).zeros_like(c)
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """E[x | y] = std (c + l(c)), which is y + std^2 l'(y) (Tweedie's formula)."""
+        return self.std * (c + score)
 
 
 @dataclass(frozen=True)
-class Poisson:
-    """y = zeta Poisson(x / zeta): photon counts of gain zeta.
+class Poisson(_Model):
+    """y = zeta Poisson(x / zeta): photon counts of gain zeta. c = y / zeta, the counts; z = 2 sqrt(c + 3/8) (Anscombe),
+    continued as a straight line below c = 0, where only noise of our own leads.
 
+    Its posterior mean is Tweedie's formula in z, where the noise is nearly Gaussian, and the asymptotically unbiased inverse
+    of z (Makitalo & Foi 2011). The formula as published, `published_mean`, multiplies the error of a learned score by an
+    exponential: with the exact score it is the better one, with a learned one far worse at few counts.
     Raises InputError if zeta is not a finite positive number.
     """
 
@@ -58,54 +112,138 @@ class Poisson:
         _check_positive("zeta", self.zeta)
 
     @property
-    def parameter(self) -> float:
-        return self.zeta
+    def read_variance(self) -> float:
+        """Variance of Gaussian noise in c beside the counts."""
+        return 0.0
 
     def sample(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One noisy realization of x; x must not be negative."""
         return (self.zeta * rng.poisson(x / self.zeta)).astype(np.float32)
 
-    def posterior_mean(self, y: np.ndarray, score: np.ndarray) -> np.ndarray:
-        """(y + zeta/2) exp(l'(y / zeta)), the score taken in the variable y / zeta."""
-        return (y + self.zeta / 2) * np.exp(score)
+    def variance(self, x: Values) -> Values:
+        """Of the noise at intensity x."""
+        return self.zeta * x.clip(0) + self.zeta**2 * self.read_variance
+
+    def coordinate(self, y: Values) -> Values:
+        """Raises InputError for negative intensities, which no count has."""
+        if not self.read_variance:
+            _check_not_negative(self.name, y)
+        return y / self.zeta
+
+    def _root(self, c: Values) -> Values:
+        return _library(c).sqrt(c.clip(0) + 3 / 8 + self.read_variance)
+
+    def stabilise(self, c: Values) -> Values:
+        return 2 * self._root(c) + c.clip(None, 0) / (3 / 8 + self.read_variance) ** 0.5
+
+    def slope(self, c: Values) -> Values:
+        return 1 / self._root(c)
+
+    def curvature(self, c: Values) -> Values:
+        """(log g)', by which the score of c differs from g times that of z."""
+        return (c > 0) / (-2 * self._root(c) ** 2)
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """z' = z + l_z(z) with l_z = (l - (log g)') / g, then x = zeta (z^-1(z') + 1/4)."""
+        z = self.stabilise(c) + (score - self.curvature(c)) / self.slope(c)
+        lowest = 2 * (3 / 8 + self.read_variance) ** 0.5  # z at c = 0
+        counts = (z.clip(lowest) ** 2 - lowest**2) / 4 + (z - lowest).clip(None, 0) * lowest / 2
+        return self.zeta * (counts + 1 / 4)
+
+    def published_mean(self, c: Values, score: Values) -> Values:
+        """zeta (c + 1/2) exp(l(c)), Kim & Ye's formula (y + zeta/2) exp(l'(y / zeta))."""
+        return self.zeta * (c + 1 / 2) * _library(c).exp(score)
 
 
 @dataclass(frozen=True)
-class Gamma:
-    """y = x g, g ~ Gamma(shape k, scale 1/k): speckle of mean 1 and variance 1/k.
+class PoissonGaussian(Poisson):
+    """y = zeta Poisson(x / zeta) + N(0, (sigma / 255)^2), the noise of cameras. c = y / zeta; z = 2 sqrt(c + 3/8 + v) with
+    v = (sigma / 255 / zeta)^2, the generalised Anscombe transform. The rest is as for `Poisson`.
+    """
+
+    sigma: float
+    name = "poisson-gaussian"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_positive("sigma", self.sigma)
+
+    @property
+    def read_variance(self) -> float:
+        return (self.sigma / 255 / self.zeta) ** 2
+
+    def sample(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One noisy realization of x; x must not be negative."""
+        return Gaussian(self.sigma).sample(super().sample(x, rng), rng)
+
+
+@dataclass(frozen=True)
+class Gamma(_Model):
+    """y = x g, g ~ Gamma(shape k, scale 1/k): speckle of mean 1 and variance 1/k. c = sqrt(k) log(1 + y / eps), z = c:
+    black is 0, and the noise has about unit deviation where y is well above eps = 4/255.
 
     Raises InputError if k is not a finite number above 1, where the formula has a pole.
     """
 
     k: float
     name = "gamma"
+    eps: ClassVar[float] = 4 / 255
 
     def __post_init__(self):
         if not (np.isfinite(self.k) and self.k > 1):
             raise InputError(f"k = {self.k}: give a finite shape above 1")
 
-    @property
-    def parameter(self) -> float:
-        return self.k
-
     def sample(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One noisy realization of x."""
         return (x * rng.gamma(self.k, 1 / self.k, x.shape)).astype(np.float32)
 
-    def posterior_mean(self, y: np.ndarray, score: np.ndarray) -> np.ndarray:
-        """k y / ((k - 1) - y l'(y))."""
-        return self.k * y / ((self.k - 1) - y * score)
+    def variance(self, x: Values) -> Values:
+        """Of the noise at intensity x."""
+        return x**2 / self.k
+
+    def coordinate(self, y: Values) -> Values:
+        """Raises InputError for negative intensities, which the model cannot give."""
+        _check_not_negative(self.name, y)
+        return self.k**0.5 * _library(y).log1p(y / self.eps)
+
+    def stabilise(self, c: Values) -> Values:
+        return c
+
+    def slope(self, c: Values) -> Values:
+        return _library(c).ones_like(c)
+
+    def curvature(self, c: Values) -> Values:
+        """(log g)', by which the score of c differs from g times that of z."""
+        return _library(c).zeros_like(c)
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """k y / ((k - 1) - y l'(y)) with y l'(y) = y / (y + eps) (sqrt(k) l(c) - 1): Kim & Ye's formula, its score in c."""
+        y = self.eps * _library(c).expm1(c / self.k**0.5)
+        return self.k * y / ((self.k - 1) - y / (y + self.eps) * (self.k**0.5 * score - 1))
 
 
-Model = Gaussian | Poisson | Gamma
-MODELS = {model.name: model for model in (Gaussian, Poisson, Gamma)}
+Model = Gaussian | Poisson | PoissonGaussian | Gamma
+MODELS = {model.name: model for model in (Gaussian, Poisson, PoissonGaussian, Gamma)}
 
 
-def make(name: str, parameter: float) -> Model:
-    """The noise model called `name` (gaussian, poisson or gamma) with its one parameter."""
+def make(name: str, *values: float, **parameters: float) -> Model:
+    """The noise model called `name` (a key of MODELS) with its parameters, such as sigma = 25; raises InputError if they do not fit."""
     if name not in MODELS:
         raise InputError(f"noise {name!r}: choose one of {', '.join(MODELS)}")
-    return MODELS[name](parameter)
+    try:
+        return MODELS[name](*values, **parameters)
+    except TypeError:
+        names = [f.name for f in fields(MODELS[name])]
+        raise InputError(f"noise {name!r}: give {' and '.join(names)}, one number each") from None
+
+
+def from_table(table: dict[str, Any]) -> Model:
+    """The noise model in the table [noise] of a configuration: `model` and its parameters."""
+    return make(table.get("model", ""), **{name: value for name, value in table.items() if name != "model"})
+
+
+def _library(values: Any) -> ModuleType:
+    return torch if isinstance(values, torch.Tensor) else np
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -113,12 +251,17 @@ def _check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} = {value}: give a finite number above 0")
 
 
+def _check_not_negative(name: str, y: Values) -> None:
+    if (y < 0).any():
+        raise InputError(f"{name} noise: the picture has negative intensities (down to {float(y.min()):.3g}); it cannot be {name}")
+
+
 def rng(*key: object) -> np.random.Generator:
     """Random numbers that are a pure function of `key`, such as (dataset, image, noise, parameter, seed)."""
-    text = "/".join(repr(part).removesuffix(".0") if isinstance(part, float) else str(part) for part in key)
+    text = "/".join(f"{float(part)!r}".removesuffix(".0") if isinstance(part, float | np.floating) else str(part) for part in key)
     return np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
 
 
 def realization(x: np.ndarray, model: Model, dataset: str, image: str, seed: int) -> np.ndarray:
     """The noisy image number `seed` of a clean one: the same on every machine, for every method and epoch."""
-    return model.sample(x, rng(dataset, image, model.name, float(model.parameter), seed))
+    return model.sample(x, rng(dataset, image, model.name, *model.parameters.values(), seed))

@@ -1,69 +1,98 @@
 """Losses that learn the score of noisy images from noisy images alone, and the twins that are told more.
 
-Each objective holds its constants only and is pure: the same inputs give the same loss. It says in
-`needs` what a training step is to hand it beside the noisy crops y:
+All in the coordinate c of the noise (see noise), with R(c) the score of c. Each objective holds its constants only and is
+pure: the same inputs give the same loss. It says in `needs` what a training step is to hand it beside the noisy crops c:
 
-- "noisy": nothing; the loss is `loss(model, y, u, s_a)`, with u from `probe` and s_a from `noise_levels`;
-- "clean" or "pair": `loss(model, y, target)`, with the clean crops or a second noisy realization.
+- "noisy": nothing; the loss is `loss(R, c, u, s_a, weight)`, with u from `probe` and s_a from `noise_levels`;
+- "clean" or "pair": `loss(R, c, target)`, with the clean pictures or a second noisy realization.
 
-Shapes: y, u and target are (B, C, H, W), s_a is (B, 1, 1, 1) on the [0, 1] intensity scale, the loss
-is a scalar, a mean over pixels and channels.
+Shapes: c, u and target are (B, C, H, W), s_a is (B, 1, 1, 1) in units of c, that is of the noise's own deviation (Gaussian,
+Gamma) or in counts; the loss is a scalar, a mean over pixels and channels.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from n2s_utils.cli import InputError
+from n2s_utils.noise import Gaussian, Model
+
+Score = Callable[[torch.Tensor], torch.Tensor]
+Weight = Callable[[torch.Tensor], torch.Tensor]
 
 
-def gaussian(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def unweighted(c: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(c)
+
+
+def gaussian(c: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """u ~ N(0, I)."""
-    return torch.empty_like(y).normal_(generator=generator)
+    return torch.empty_like(c).normal_(generator=generator)
 
 
-def rademacher(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def rademacher(c: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """u = +-1 with equal odds: of all probes of unit covariance, the trace estimate of least variance (Hutchinson 1989)."""
-    return torch.empty_like(y).bernoulli_(generator=generator).mul_(2).sub_(1)
+    return torch.empty_like(c).bernoulli_(generator=generator).mul_(2).sub_(1)
 
 
-def masked(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def masked(c: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Gaussian on a random quarter of the values, twice as large there, zero elsewhere."""
-    return gaussian(y, generator) * 2 * torch.empty_like(y).bernoulli_(0.25, generator=generator)
-
-
-class Objective(Protocol):
-    needs: str
-
-    def loss(self, model, y: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor: ...
+    return gaussian(c, generator) * 2 * torch.empty_like(c).bernoulli_(0.25, generator=generator)
 
 
 @dataclass(frozen=True)
-class _ScoreMatching:
+class Settings:
+    """The table [objective] of a configuration."""
+
+    name: str  # a key of SCORE_MATCHING or TWINS
+    s_max: float = 0.0  # largest and smallest s_a, in units of c; objectives without s_a leave them out
+    s_min: float = 0.0
+    cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
+    draws: int = 1  # of u per crop
+
+
+class ScoreMatching(Protocol):
+    """`weighted`: whether training gives it a weight that counts every brightness alike (network.ScoreNetwork.weight)."""
+
+    weighted: ClassVar[bool]
+    needs: ClassVar[str]
+    probe: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    s_max: float
+    s_min: float
+
+    def noise_levels(self, crops_seen: int, batch: int, rng: np.random.Generator) -> np.ndarray: ...
+
+    def loss(self, R: Score, c: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor, weight: Weight = unweighted) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class _LogUniform:
     """s_a is log-uniform in [s_min, s_max], drawn per crop. Raises InputError unless 0 < s_min <= s_max."""
 
-    s_max: float = 0.05
-    s_min: float = 0.01
+    s_max: float = 0.5
+    s_min: float = 0.1
     probe: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = gaussian
-    needs = "noisy"
+    weighted: ClassVar[bool] = False
+    needs: ClassVar[str] = "noisy"
 
     def __post_init__(self):
         if not 0 < self.s_min <= self.s_max < float("inf"):
             raise InputError(f"s_min = {self.s_min}, s_max = {self.s_max}: give 0 < s_min <= s_max")
 
     def noise_levels(self, crops_seen: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """s_a (batch,) of the crops number `crops_seen` and on."""
         return self.s_min * (self.s_max / self.s_min) ** rng.random(batch)
 
 
-class LogUniformARDAE(_ScoreMatching):
-    """E|u + s_a R(y + s_a u)|^2 with u ~ N(0, I) (Lim et al. 2020, the loss of Kim & Ye 2021)."""
+class LogUniformARDAE(_LogUniform):
+    """E w |u + s_a R(c + s_a u)|^2 with u ~ N(0, I) (Lim et al. 2020, the loss of Kim & Ye 2021), w = weight(c + s_a u)."""
 
-    def loss(self, model, y: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor) -> torch.Tensor:
-        return (u + s_a * model(y + s_a * u)).square().mean()
+    def loss(self, R: Score, c: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor, weight: Weight = unweighted) -> torch.Tensor:
+        v = c + s_a * u
+        return (weight(v) * (u + s_a * R(v)).square()).mean()
 
 
 @dataclass(frozen=True)
@@ -72,94 +101,103 @@ class ARDAE(LogUniformARDAE):
     of every `cycle` crops, then stays, and restarts (the authors' code: 22,000 of the 24,000 crops of an epoch).
     """
 
-    s_max: float = 0.05
-    s_min: float = 0.001
+    s_max: float = 0.5
+    s_min: float = 0.01
     cycle: int = 24_000
 
     def noise_levels(self, crops_seen: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """s_a (batch,) of the crops number `crops_seen` and on."""
         position = (crops_seen + np.arange(batch)) % self.cycle / (self.cycle * 11 / 12)
         return self.s_max + (self.s_min - self.s_max) * np.minimum(position, 1)
 
 
-@dataclass(frozen=True)
-class R2R(_ScoreMatching):
-    """Recorrupted-to-Recorrupted (Pang et al., CVPR 2021) for Gaussian noise of deviation `std`: E|f(v) - t|^2
-    with v = y + s_a u, t = y - (std^2 / s_a) u and f(v) = v + (std^2 + s_a^2) R(v).
+class R2R(_LogUniform):
+    """Recorrupted-to-Recorrupted (Pang et al., CVPR 2021) for Gaussian noise, of deviation 1 in c: E w |f(v) - t|^2
+    with v = c + s_a u, t = c - u / s_a and f(v) = v + (1 + s_a^2) R(v).
 
-    It is AR-DAE weighted by ((std^2 + s_a^2) / s_a)^2, and its target t has the variance
-    std^2 (1 + std^2 / s_a^2) about the clean image.
+    It is AR-DAE weighted by ((1 + s_a^2) / s_a)^2, and its target t has the variance 1 + 1 / s_a^2 about the clean image.
     """
 
-    std: float = 25 / 255
-
-    def loss(self, model, y: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor) -> torch.Tensor:
-        v, target = y + s_a * u, y - self.std**2 / s_a * u
-        return (v + (self.std**2 + s_a**2) * model(v) - target).square().mean()
+    def loss(self, R: Score, c: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor, weight: Weight = unweighted) -> torch.Tensor:
+        v, target = c + s_a * u, c - u / s_a
+        return (weight(v) * (v + (1 + s_a**2) * R(v) - target).square()).mean()
 
 
-class AntitheticARDAE(_ScoreMatching):
-    """AR-DAE averaged over u and -u, divided by s_a^2, without the constant |u|^2 / s_a^2:
+class AntitheticARDAE(_LogUniform):
+    """AR-DAE averaged over u and -u, divided by s_a^2, without the constant w |u|^2 / s_a^2:
 
-    (|R+|^2 + |R-|^2) / 2 + u.(R+ - R-) / s_a, with R+- = R(y +- s_a u).
+    (w+ |R+|^2 + w- |R-|^2) / 2 + u.(w+ R+ - w- R-) / s_a, with R+- = R(c +- s_a u), w+- = weight(c +- s_a u).
 
     The term that carried the 1/s_a noise of the plain loss cancels; for small s_a this is implicit
     score matching (Hyvarinen 2005), |R|^2 + 2 div R, the divergence by a central difference.
     """
 
-    def loss(self, model, y: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor) -> torch.Tensor:
-        plus, minus = model(torch.cat([y + s_a * u, y - s_a * u])).chunk(2)
-        return ((plus.square() + minus.square()) / 2 + u * (plus - minus) / s_a).mean()
+    weighted = True
+
+    def loss(self, R: Score, c: torch.Tensor, u: torch.Tensor, s_a: torch.Tensor, weight: Weight = unweighted) -> torch.Tensor:
+        v = torch.cat([c + s_a * u, c - s_a * u])
+        scores, w = R(v), weight(v)
+        plus, minus = (w * scores).chunk(2)
+        return (w * scores.square()).mean() + (u * (plus - minus) / s_a).mean()
 
 
 @dataclass(frozen=True)
 class Regression:
-    """The supervised twin (target: the clean image) and Noise2Noise (target: a second realization), for
-    Gaussian noise of deviation `std`: E|y + std^2 R(y) - target|^2 / std^4, so in units of the score.
+    """The supervised twin (target: the clean image) and Noise2Noise (target: a second realization): the squared error of
+    the posterior mean, by the formula that evaluation uses, in units of the network's output:
+
+    E|x(c) - target|^2 / (deviation^2 Var), Var the mean variance of the noise in each crop.
     """
 
-    std: float
+    noise: Model
+    deviation: float
     needs: str
 
-    def loss(self, model, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return (model(y) - (target - y) / self.std**2).square().mean()
+    def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        variance = self.noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
+        return ((self.noise.posterior_mean(c, R(c)) - target).square() / variance).mean() / self.deviation**2
 
 
-# Each is built from (s_max, s_min, std of the noise, cycle).
-_SCORE_MATCHING: dict[str, Callable[[float, float, float, int], Objective]] = {
-    "ar-dae": lambda s_max, s_min, std, cycle: ARDAE(s_max, s_min, cycle=cycle),
-    "ar-dae-log-uniform": lambda s_max, s_min, std, cycle: LogUniformARDAE(s_max, s_min),
-    "r2r": lambda s_max, s_min, std, cycle: R2R(s_max, s_min, std=std),
-    "antithetic": lambda s_max, s_min, std, cycle: AntitheticARDAE(s_max, s_min),
-    "antithetic-rademacher": lambda s_max, s_min, std, cycle: AntitheticARDAE(s_max, s_min, rademacher),
-    "antithetic-masked": lambda s_max, s_min, std, cycle: AntitheticARDAE(s_max, s_min, masked),
+Objective = ScoreMatching | Regression
+
+# A further objective is one more entry, built from its settings.
+SCORE_MATCHING: dict[str, Callable[[Settings], ScoreMatching]] = {
+    "ar-dae": lambda s: ARDAE(s.s_max, s.s_min, cycle=s.cycle),
+    "ar-dae-log-uniform": lambda s: LogUniformARDAE(s.s_max, s.s_min),
+    "r2r": lambda s: R2R(s.s_max, s.s_min),
+    "antithetic": lambda s: AntitheticARDAE(s.s_max, s.s_min),
+    "antithetic-rademacher": lambda s: AntitheticARDAE(s.s_max, s.s_min, rademacher),
+    "antithetic-masked": lambda s: AntitheticARDAE(s.s_max, s.s_min, masked),
 }
-_REGRESSION = {"supervised": "clean", "noise2noise": "pair"}
-OBJECTIVES = (*_SCORE_MATCHING, *_REGRESSION)
+TWINS = {"supervised": "clean", "noise2noise": "pair"}  # and what each needs
+OBJECTIVES = (*SCORE_MATCHING, *TWINS)
 
 
-def make(name: str, s_max: float, s_min: float, std: float = math.nan, cycle: int = ARDAE.cycle) -> Objective:
-    """The objective called `name`; `std` is the deviation of Gaussian noise on the [0, 1] scale, NaN for other noise.
+def make(settings: Settings, noise: Model, deviation: float) -> Objective:
+    """The objective of a configuration, for `noise` and a network that sees it with `deviation`.
 
-    `cycle` is that of the paper's s_a, in crops.
-
-    Raises InputError if the name or the range of s_a is bad, or the objective is for Gaussian noise only.
+    Raises InputError if a setting is bad or the objective is for Gaussian noise only.
     """
-    if name not in OBJECTIVES:
-        raise InputError(f"objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
-    if math.isnan(std) and name in ("r2r", *_REGRESSION):
-        raise InputError(f"objective {name!r}: for gaussian noise only")
-    if name in _SCORE_MATCHING:
-        return _SCORE_MATCHING[name](s_max, s_min, std, cycle)
-    if s_max or s_min:
-        raise InputError(f"s_min = {s_min}, s_max = {s_max}: {name} adds no noise of its own; leave them out")
-    return Regression(std, _REGRESSION[name])
+    if settings.name not in OBJECTIVES:
+        raise InputError(f"objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
+    for field in ("cycle", "draws"):
+        if getattr(settings, field) < 1:
+            raise InputError(f"{field} = {getattr(settings, field)}: give a number above 0")
+    if settings.name in SCORE_MATCHING:
+        if settings.name == "r2r" and not isinstance(noise, Gaussian):
+            raise InputError("objective 'r2r': for gaussian noise only")
+        return SCORE_MATCHING[settings.name](settings)
+    if settings.s_max or settings.s_min:
+        raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
+    return Regression(noise, deviation, TWINS[settings.name])
 
 
-def sure(model, y: torch.Tensor, std: float, generator: torch.Generator, s_a: float = 0.001) -> float:
-    """Stein's unbiased estimate of the mean squared error of y + std^2 R(y), from noisy images y (B, C, H, W) alone.
+def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:
+    """Stein's unbiased estimate of the mean squared error of the posterior mean for Gaussian noise, in units of its
+    variance, from the noisy c (B, C, H, W) alone: 1 + |R|^2 + 2 div R.
 
-    std^2 + std^4 (|R|^2 + 2 div R), for Gaussian noise of deviation `std`: the antithetic loss with a
-    Rademacher probe (Ramani et al., IEEE TIP 2008). s_a^2 is its bias, so s_a must be far below std.
+    This is 1 plus the antithetic loss with a Rademacher probe (Ramani et al., IEEE TIP 2008). s_a^2 is its bias, so s_a must
+    be far below 1.
     """
-    u, level = rademacher(y, generator), torch.full((len(y), 1, 1, 1), s_a, device=y.device)
-    return std**2 + std**4 * AntitheticARDAE(s_a, s_a).loss(model, y, u, level).item()
+    u, level = rademacher(c, generator), torch.full((len(c), 1, 1, 1), s_a, device=c.device)
+    return 1 + AntitheticARDAE(s_a, s_a).loss(R, c, u, level).item()

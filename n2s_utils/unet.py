@@ -1,4 +1,4 @@
-"""The network: the U-Net of Noise2Noise (Lehtinen et al., ICML 2018, appendix A).
+"""The U-Net of Noise2Noise (Lehtinen et al., ICML 2018, appendix A).
 
 It has no final activation: a score takes both signs, and a ReLU there would let the
 denoiser only brighten (notebook 03 draws the network layer by layer).
@@ -12,30 +12,35 @@ from torch.nn import functional as F
 
 from n2s_utils.cli import InputError
 
-STRIDE = 32  # five 2x poolings: heights and widths must be multiples of it
-# The score of an image with noise of standard deviation s has magnitude 1/s, near 10 at sigma 25, where
-# a fresh network puts out about 0.1: this spares Adam the climb.
-OUTPUT_SCALE = 10.0
-# Pixels of context an output pixel can see: (convolutions per scale) x (their spacing), five scales
-# and the poolings. Beyond it nothing changes an output, which is what makes exact tiling possible.
-RECEPTIVE_RADIUS = 192
+KINKS = ("leaky", "softplus", "silu")
 
 
-class RoundedLeakyReLU(nn.Module):
-    """Leaky ReLU of slope 0.1, its kink rounded over about `width`: 0.1 x + 0.9 width log(1 + exp(x / width)).
+class LeakyReLU(nn.Module):
+    """Leaky ReLU of slope 0.1, its kink rounded over about `width` w on the scale of the input x:
 
-    A kink between y - s_a u and y + s_a u puts a jump into the antithetic loss's gradient (notebook 06). Width 0
-    is the leaky ReLU itself.
+    leaky:    0.1 x + 0.9 max(x, 0)
+    softplus: 0.1 x + 0.9 w log(1 + exp(x / w))
+    silu:     0.1 x + 0.9 x / (1 + exp(-x / w)), one kernel forward and one backward
+
+    A kink between y - s_a u and y + s_a u puts a jump into the antithetic loss's gradient (notebook 06).
+    Raises InputError for an unknown kink, or a width that is not above 0 where one is needed.
     """
 
-    def __init__(self, width: float):
+    def __init__(self, kink: str, width: float):
         super().__init__()
-        self.width = width
+        if kink not in KINKS:
+            raise InputError(f"kink = {kink!r}: choose one of {', '.join(KINKS)}")
+        if kink != "leaky" and not 0 < width < float("inf"):
+            raise InputError(f"kink_width = {width}: give a number above 0 for a {kink} kink")
+        self.kink, self.width = kink, width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.width:
+        if self.kink == "leaky":
             return F.leaky_relu(x, 0.1, inplace=True)
-        return torch.lerp(x, F.softplus(x, 1 / self.width), 0.9)
+        if self.kink == "silu":
+            return torch.add(0.1 * x, F.silu(x / self.width), alpha=0.9 * self.width)
+        # CUDA's autocast gives softplus in float32, and lerp refuses mixed types.
+        return torch.lerp(x, F.softplus(x, 1 / self.width).to(x.dtype), 0.9)
 
 
 def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
@@ -46,24 +51,21 @@ def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Score network R: noisy images (B, channels, H, W) -> scores of the same shape, H and W multiples of 32.
+    """Pictures (B, channels, H, W) -> the same shape, H and W multiples of `stride`.
 
     `channels` is 1 (grey) or 3 (colour). With `shared_blocks` the encoder's blocks from the second on
-    are one block, and so are the decoder's (as in the code of Kim & Ye). `relu_output` is the fault that
-    notebook 07 studies: no score below zero. `kink_width` rounds the activations, on the scale of what they are given.
+    are one block, and so are the decoder's (as in the code of Kim & Ye).
     """
 
-    def __init__(
-        self,
-        channels: int,
-        shared_blocks: bool = False,
-        output_scale: float = OUTPUT_SCALE,
-        relu_output: bool = False,
-        kink_width: float = 0.0,
-    ):
+    stride = 32  # five 2x poolings
+    # Pixels of context an output pixel can see, two convolutions a scale (one in the inner ones) and the poolings. Beyond it
+    # nothing changes an output, which is what makes exact tiling possible.
+    reach = 158
+
+    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = 10.0, kink: str = "leaky", kink_width: float = 0.05):
         super().__init__()
-        self.channels, self.output_scale, self.relu_output = channels, output_scale, relu_output
-        self.activation = RoundedLeakyReLU(kink_width)
+        self.channels, self.output_scale = channels, output_scale
+        self.activation = LeakyReLU(kink, kink_width)
         conv = partial(_conv, activation=self.activation)
         self.encoder = nn.ModuleList([nn.Sequential(conv(channels, 48), conv(48, 48))] + [conv(48, 48) for _ in range(4)])
         self.bottom = conv(48, 48)
@@ -85,27 +87,8 @@ class UNet(nn.Module):
             x = block(torch.cat([_upsample(x), skips.pop()], 1))
         # Under autocast y is wider than x, and cat would widen the whole map.
         x = torch.cat([_upsample(x), skips.pop().to(x.dtype)], 1)
-        output = self.output_scale * self.head(x).float()
-        return F.relu(output) if self.relu_output else output
-
-    @torch.no_grad()
-    def rescale(self, factor: float) -> None:
-        """Turn R(y) into factor R(factor y), in place and exactly: where R is the score of z = factor y, that is the score of y.
-
-        With factor = sigma / sigma' a network for Gaussian noise sigma becomes one for sigma' (change of variables);
-        all it has not seen are pictures of that contrast.
-        """
-        last = self.head[-1]
-        for parameter in (self.encoder[0][0][0].weight, self.head[0][0].weight[:, -self.channels :], last.weight, last.bias):
-            parameter.mul_(factor)
+        return self.output_scale * self.head(x).float()
 
 
 def _upsample(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def require_device(device: str) -> str:
-    """`device` (cpu or cuda) itself; raises InputError where it is cuda and this machine has none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda': this machine has no usable CUDA device; use cpu")
-    return device

@@ -9,10 +9,44 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from n2s_utils import datasets
+from n2s_utils import config, datasets
 from n2s_utils.cli import InputError
+from n2s_utils.config import Config
 
 BENCHMARKS_PRESENT = datasets.locate("Set12/01.png").is_file()
+
+TINY = {
+    "name": "run",
+    "data": {"dataset": "tiny", "held_out": "tiny-held-out", "held_out_pixels": 4 * 32**2},
+    "noise": {"model": "gaussian", "sigma": 25},
+    "objective": {"name": "antithetic", "s_max": 0.5, "s_min": 0.1},
+    "optimisation": {"crop": 32, "batch": 1, "crops": 6, "warmup": 2},
+    "machine": {"precision": "fp32", "every": 2},
+}
+POISSON = {"model": "poisson", "zeta": 0.05}
+GAMMA = {"model": "gamma", "k": 50}
+POISSON_GAUSSIAN = {"model": "poisson-gaussian", "zeta": 0.02, "sigma": 5}
+TWIN = {"name": "supervised", "s_max": 0, "s_min": 0}
+PAIR = TWIN | {"name": "noise2noise"}
+
+
+def tiny_tables(**changes) -> dict:
+    """The tables of a run of a few steps, with changes to its fields, wherever they are, or to a table (another noise is all new)."""
+    tables = dict(TINY)
+    for name, value in changes.items():
+        if name == "noise":
+            tables["noise"] = value
+        elif name in config.TABLES:
+            tables = config.merged(tables, {name: value})
+        else:
+            [(table, field)] = config.parse_change(f"{name}=0").items()
+            tables = config.merged(tables, {table: {name: value}} if isinstance(field, dict) else {name: value})
+    return tables
+
+
+def tiny(**changes) -> Config:
+    """The configuration of `tiny_tables`."""
+    return config.from_tables(tiny_tables(**changes))
 
 
 def pytest_report_header():

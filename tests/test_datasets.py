@@ -12,7 +12,7 @@ from PIL import Image
 
 from n2s_utils import datasets, noise
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import Crops, ImageSet, cut_once, load, load_folder, noisy_pictures, read_photo
+from n2s_utils.datasets import Crops, ImageSet, load, load_folder, noisy_pictures, read_photo
 
 GAUSSIAN = noise.Gaussian(25.0)
 RECORDED = [0.1197784, -0.03698288, -0.1586664]  # of the key CBSD68, 101085, gaussian, 25, 0
@@ -308,28 +308,6 @@ def test_batches_follow_from_the_generator_s_state(numbered):
 def test_a_picture_smaller_than_the_crop_is_an_error(numbered):
     with pytest.raises(InputError, match="training image 7x4, 7x4: smaller than the crop of 5"):
         Crops(numbered, 5, "cpu")
-
-
-def test_slipped_flips_are_of_four_pictures_only():
-    # Picture k is k + 0.5 in its right half, k in its left.
-    pictures = {str(k): np.repeat(np.float32([[[k]] * 2 + [[k + 0.5]] * 2]), 4, axis=0) for k in range(7)}
-    batch = Crops(pictures, 4, "cpu", slipped_flips=True).batch(8000, np.random.default_rng(0))[:, 0, 0].numpy()
-    assert (batch[:, 0] != batch[:, 3]).all()  # no turns
-    flipped = batch[:, 0] > batch[:, 3]
-    assert flipped.mean() == pytest.approx(0.5, abs=0.03)
-    assert set(batch[flipped, 3]) == {0, 2, 3, 5} and set(batch[~flipped, 0]) == set(range(7))
-
-
-def test_a_picture_cut_once_keeps_one_square(numbered):
-    squares = cut_once(numbered, 4)
-    for name, square in squares.items():
-        assert square.shape == (4, 4, 3)
-        assert np.array_equal(square, cut_once({name: numbered[name]}, 4)[name])
-        rows, columns = np.diff(square[:, 0, 0]), np.diff(square[0, :, 0])
-        assert set(rows) == {numbered[name].shape[1]} and set(columns) == {1}
-        assert set(square.flat) <= set(numbered[name].flat)
-    with pytest.raises(InputError, match="training image 7x4, 7x4: smaller than the crop of 5"):
-        cut_once(numbered, 5)
 
 
 def test_the_hash_of_the_data_follows_its_pixels(numbered):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from n2s_utils import cli, datasets, download
+from n2s_utils import cli, datasets
 from n2s_utils.cli import InputError
 from n2s_utils.files import ROOT
+from n2s_utils.report import download
 
 
 class Site:
@@ -83,7 +84,7 @@ def files(folder) -> set[str]:
 
 
 def command(monkeypatch, *arguments: str) -> int:
-    """Exit status of `python -m n2s_utils.download ARGUMENTS`."""
+    """Exit status of `python -m n2s_utils.report.download ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["download", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.run(download.main)
@@ -168,7 +169,7 @@ def test_ctrl_c_leaves_only_whole_files(site, folder, monkeypatch, capsys):
 
 def test_a_killed_download_leaves_nothing_under_a_picture_s_name(site, folder, tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from n2s_utils import datasets, download\n"
+        "import sys, time; from pathlib import Path; from n2s_utils import datasets; from n2s_utils.report import download\n"
         f"datasets.DOWNLOADS = Path({str(folder)!r}); datasets.registry = lambda: {{'Set12/0.png': '0' * 64}}\n"
         "def stuck(self, url, output, *_):\n"
         "    open(output, 'wb').write(b'half'); print('writing', flush=True); time.sleep(60)\n"

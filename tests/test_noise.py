@@ -1,4 +1,4 @@
-"""Each noise model samples what it says, and its Tweedie formula gives the posterior functional it claims."""
+"""Each noise model samples what it says, its coordinates fit together, and its Tweedie formula gives the functional it claims."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 
 from n2s_utils import noise
 
-GAUSSIAN, POISSON, GAMMA = noise.Gaussian(25.0), noise.Poisson(0.01), noise.Gamma(50.0)
-MODELS = pytest.mark.parametrize("model", [GAUSSIAN, POISSON, GAMMA], ids=lambda model: model.name)
+GAUSSIAN, POISSON, GAMMA, CAMERA = noise.Gaussian(25.0), noise.Poisson(0.01), noise.Gamma(50.0), noise.PoissonGaussian(0.02, 10.0)
+MODELS = pytest.mark.parametrize("model", [GAUSSIAN, POISSON, GAMMA, CAMERA], ids=lambda model: model.name)
 PIXELS = 400_000
 
 
@@ -21,6 +21,8 @@ PIXELS = 400_000
         (noise.Gaussian(5.0), lambda x: (5 / 255) ** 2),
         (noise.Poisson(0.1), lambda x: 0.1 * x),
         (noise.Gamma(4.0), lambda x: x**2 / 4),
+        (CAMERA, lambda x: 0.02 * x + (10 / 255) ** 2),
+        (noise.PoissonGaussian(0.1, 50.0), lambda x: 0.1 * x + (50 / 255) ** 2),
     ],
 )
 def test_mean_and_variance(model, variance, level):
@@ -30,6 +32,8 @@ def test_mean_and_variance(model, variance, level):
     # The variance of a sample variance is (kurtosis - 1) / n times the squared variance.
     kurtosis = ((y - y.mean()) ** 4).mean() / y.var() ** 2
     assert abs(y.var() / expected - 1) < 4 * np.sqrt((kurtosis - 1) / PIXELS)
+    for full in (np.full, torch.full):
+        np.testing.assert_allclose(model.variance(full((2, 3), level)), np.full((2, 3), expected), rtol=1e-6)
 
 
 def test_psnr_at_sigma_25_is_20_17_before_clipping():
@@ -45,7 +49,7 @@ def test_float32_of_the_same_shape_unclipped_unrounded(model):
     y = model.sample(x, np.random.default_rng(0))
     assert y.dtype == np.float32 and y.shape == x.shape
     assert y.max() > 1
-    if model is GAUSSIAN:
+    if model in (GAUSSIAN, CAMERA):
         assert y.min() < 0
     if model is not POISSON:
         assert np.unique(y).size > 0.99 * y.size  # 8 bits would leave a few hundred values
@@ -62,19 +66,20 @@ def test_gaussian_formula_is_the_posterior_mean():
     y = np.linspace(-0.5, 1.5, 21)
     score = -(y - centre) / (spread**2 + std**2)
     expected = (spread**2 * y + std**2 * centre) / (spread**2 + std**2)
-    np.testing.assert_allclose(GAUSSIAN.posterior_mean(y, score), expected, rtol=1e-12)
+    ours = GAUSSIAN.posterior_mean(GAUSSIAN.coordinate(y), std * score)  # the score of c = y / std
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
     x = np.linspace(-3, 4, 70_001)
     log_weight = -((x - centre) ** 2) / (2 * spread**2) - (y[:, None] - x) ** 2 / (2 * std**2)
     np.testing.assert_allclose(expected, _posterior_average(x, log_weight, x), rtol=1e-9)
 
 
-def test_poisson_formula_is_the_geometric_mean():
+def test_published_poisson_formula_is_the_geometric_mean():
     shape, rate, zeta = 3.0, 0.1, POISSON.zeta  # x / zeta ~ Gamma(shape, rate)
     counts = np.array([0, 1, 2, 5, 10, 30, 100, 300.0])
     # Counts are negative binomial; their log density is continued between the integers by the gamma function.
     score = _digamma(counts + shape) - _digamma(counts + 1) - np.log(1 + rate)
-    ours = POISSON.posterior_mean(zeta * counts, score)
+    ours = POISSON.published_mean(POISSON.coordinate(zeta * counts), score)
 
     photons = np.geomspace(1e-6, 1500, 200_001)
     log_weight = (shape - 1) * np.log(photons) - rate * photons + counts[:, None] * np.log(photons) - photons
@@ -92,7 +97,9 @@ def test_gamma_formula_is_the_harmonic_mean():
     shape, scale, k = 5.0, 2.0, GAMMA.k  # x ~ inverse gamma(shape, scale)
     y = np.linspace(0.05, 2, 12)
     score = (k - 1) / y - (shape + k) * k / (scale + k * y)
-    ours = GAMMA.posterior_mean(y, score)
+    # Of c = sqrt(k) log(1 + y / eps): dy/dc times that of y, and (log dy/dc)'.
+    score_of_c = ((y + GAMMA.eps) * score + 1) / np.sqrt(k)
+    ours = GAMMA.posterior_mean(GAMMA.coordinate(y), score_of_c)
     np.testing.assert_allclose(ours, (scale + k * y) / (shape + k), rtol=1e-12)
 
     x = np.geomspace(1e-3, 1e2, 200_001)
@@ -125,13 +132,110 @@ def test_gamma_shape_must_exceed_one(refused, k):
 
 
 def test_unknown_noise_is_refused(refused):
-    with refused("'salt'", "gaussian, poisson, gamma"):
+    with refused("'salt'", "gaussian, poisson, poisson-gaussian, gamma"):
         noise.make("salt", 1.0)
+    with refused("''", "gaussian"):
+        noise.from_table({"sigma": 25.0})
 
 
-def test_make_gives_the_model_and_its_parameter():
-    for model in (GAUSSIAN, POISSON, GAMMA):
-        assert noise.make(model.name, model.parameter) == model
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("gaussian", {}, "give sigma,"),
+        ("gaussian", {"zeta": 0.1}, "give sigma,"),
+        ("poisson", {"zeta": 0.1, "sigma": 5.0}, "give zeta,"),
+        ("poisson-gaussian", {"zeta": 0.1}, "give zeta and sigma,"),
+        ("gamma", {"sigma": 5.0}, "give k,"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_model_are_refused(refused, name, parameters, said):
+    for make in (lambda: noise.make(name, **parameters), lambda: noise.from_table({"model": name} | parameters)):
+        with refused(repr(name), said):
+            make()
+
+
+@MODELS
+def test_make_and_from_table_give_the_model_and_its_parameters(model):
+    assert noise.make(model.name, **model.parameters) == noise.make(model.name, *model.parameters.values()) == model
+    assert noise.from_table({"model": model.name} | model.parameters) == model
+
+
+def test_labels_and_rows_name_every_parameter():
+    models = GAUSSIAN, POISSON, GAMMA, CAMERA
+    assert [model.label for model in models] == ["gaussian25", "poisson0.01", "gamma50", "poisson-gaussian0.02+10"]
+    assert [model.parameter for model in models] == [25.0, 0.01, 50.0, "0.02+10"]
+    assert str(CAMERA) == "poisson-gaussian noise of zeta 0.02, sigma 10"
+    assert CAMERA.parameters == {"zeta": 0.02, "sigma": 10.0}
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_bad_read_noise_is_refused(refused, sigma):
+    with refused(f"sigma = {sigma}"):
+        noise.PoissonGaussian(0.01, sigma)
+    with refused(f"zeta = {sigma}"):
+        noise.PoissonGaussian(sigma, 5.0)
+
+
+# The coordinates.
+
+
+def _coordinates(model) -> np.ndarray:
+    """Values of c over its range and, where noise of our own leads there, below 0."""
+    highest = model.coordinate(np.array(2.0))
+    return np.concatenate([[] if model is GAUSSIAN else np.linspace(-2, -0.1, 8), np.geomspace(0.05, highest, 40)])
+
+
+@MODELS
+def test_slope_and_curvature_are_the_derivatives_of_the_stabilised_coordinate(model):
+    c, h = _coordinates(model), 1e-4
+    slope = (model.stabilise(c + h) - model.stabilise(c - h)) / (2 * h)
+    np.testing.assert_allclose(model.slope(c), slope, rtol=1e-5)
+    assert (model.slope(c) > 0).all()
+    curvature = (np.log(model.slope(c + h)) - np.log(model.slope(c - h))) / (2 * h)
+    np.testing.assert_allclose(model.curvature(c), curvature, atol=1e-5)
+    if model in (POISSON, CAMERA):
+        assert (model.slope(c) != 1).all() and (model.curvature(c)[c > 0] < 0).all()
+
+
+@MODELS
+def test_noise_has_about_unit_deviation_in_the_stabilised_coordinate(model):
+    for level in (0.2, 0.9):
+        y = model.sample(np.full(100_000, level, np.float32), np.random.default_rng(0))
+        assert model.stabilise(model.coordinate(y)).std() == pytest.approx(1, abs=0.1 if model is GAMMA else 0.04)
+
+
+@MODELS
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_and_tensors_give_the_same(model, dtype):
+    y = np.linspace(0, 1.5, 50).astype(dtype)
+    c, score = model.coordinate(y), np.linspace(-0.3, 0.3, 50).astype(dtype)
+    same = {"rtol": 1e-5 if dtype is np.float32 else 1e-12, "atol": 1e-6 if dtype is np.float32 else 1e-12}
+    np.testing.assert_allclose(model.coordinate(torch.from_numpy(y)).numpy(), c, **same)
+    for name in ("stabilise", "slope", "curvature", "variance"):
+        ours, theirs = getattr(model, name)(c), getattr(model, name)(torch.from_numpy(c))
+        assert ours.dtype == dtype and theirs.dtype == torch.from_numpy(y).dtype
+        np.testing.assert_allclose(theirs.numpy(), ours, **same)
+    for name in ("posterior_mean", *(["published_mean"] if model in (POISSON, CAMERA) else [])):
+        ours, theirs = getattr(model, name)(c, score), getattr(model, name)(torch.from_numpy(c), torch.from_numpy(score))
+        assert ours.dtype == dtype and theirs.dtype == torch.from_numpy(y).dtype
+        np.testing.assert_allclose(theirs.numpy(), ours, **same)
+
+
+@MODELS
+def test_black_is_denoised_to_a_finite_value_without_a_warning(model):
+    with np.errstate(all="raise"):
+        c = model.coordinate(np.zeros((4, 4, 1), np.float32))
+        assert np.isfinite(model.posterior_mean(c, np.full_like(c, 0.1))).all() and np.isfinite(model.stabilise(c)).all()
+
+
+@pytest.mark.parametrize("model", [POISSON, GAMMA], ids=lambda model: model.name)
+def test_a_picture_with_negative_intensities_is_refused(refused, model):
+    y = np.array([[0.5, -0.25], [0.1, 0.0]], np.float32)
+    for picture in (y, torch.from_numpy(y)):
+        with refused(model.name, "negative intensities", "-0.25"):
+            model.coordinate(picture)
+    for other in (GAUSSIAN, CAMERA):  # which give such pictures themselves
+        assert (other.coordinate(y) < 0).sum() == 1
 
 
 @MODELS
@@ -140,13 +244,14 @@ def test_realization_is_a_pure_function_of_its_key(model):
     first = noise.realization(x, model, "Set12", "01", 0)
     np.random.default_rng(3).random(5)  # other random numbers in between change nothing
     assert np.array_equal(first, noise.realization(x, model, "Set12", "01", 0))
-    twin = type(model)(int(model.parameter)) if model is not POISSON else model  # 25 and 25.0 are the same noise
+    # 25 and 25.0 are the same noise.
+    twin = type(model)(*(int(value) if value == int(value) else value for value in model.parameters.values()))
     assert np.array_equal(first, noise.realization(x, twin, "Set12", "01", 0))
     others = [
         noise.realization(x, model, "Kodak", "01", 0),
         noise.realization(x, model, "Set12", "02", 0),
         noise.realization(x, model, "Set12", "01", 1),
-        noise.realization(x, type(model)(model.parameter * 1.1), "Set12", "01", 0),
+        noise.realization(x, type(model)(*(1.1 * value for value in model.parameters.values())), "Set12", "01", 0),
     ]
     for other in others:
         assert (first != other).mean() > 0.5
@@ -164,3 +269,12 @@ def test_the_noise_stream_has_not_changed(model, recorded):
     """If this fails, every recorded result was measured on other noise."""
     y = noise.realization(np.full((1, 4, 1), 0.5, np.float32), model, "Set12", "01", 0)
     np.testing.assert_allclose(y.ravel(), recorded, atol=2e-6)
+
+
+def test_a_number_is_the_same_key_in_every_type_of_float():
+    first = noise.rng("a", 25.0).random(4)
+    for twin in (np.float64(25), np.float32(25), np.float64("25.0"), 25):
+        assert np.array_equal(noise.rng("a", twin).random(4), first), type(twin)
+    assert np.array_equal(noise.rng(np.float64(0.05)).random(4), noise.rng(0.05).random(4))
+    for other in (25.5, np.float32(26)):
+        assert not np.array_equal(noise.rng("a", other).random(4), first)

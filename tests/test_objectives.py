@@ -1,78 +1,135 @@
-"""The losses against closed forms: Gaussian data and a linear network R(y) = -a y, where the score is known."""
+"""The losses against closed forms: Gaussian data and a linear network R(c) = -a c, where the score is known."""
 
 import inspect
-import math
 
 import numpy as np
 import pytest
 import torch
 
-from n2s_utils import objectives
+from n2s_utils import noise, objectives
 
-STD = 0.5
 TWINS = ["supervised", "noise2noise"]
+DEVIATION = 0.1
+GAUSSIAN = noise.Gaussian(25.0)
 NAMES = pytest.mark.parametrize("name", [name for name in objectives.OBJECTIVES if name not in TWINS])
+
+
+def _make(name: str, s_max: float, s_min: float, model: noise.Model = GAUSSIAN, **settings):
+    return objectives.make(objectives.Settings(name, s_max, s_min, **settings), model, DEVIATION)
 
 
 def _gaussian_batch(tau: float, s_a: float, objective, crops: int = 4000):
     generator = torch.Generator().manual_seed(0)
-    y = tau * torch.randn(crops, 1, 16, 16, generator=generator, dtype=torch.float64)
-    return y, objective.probe(y, generator), torch.full((crops, 1, 1, 1), s_a, dtype=torch.float64)
+    c = tau * torch.randn(crops, 1, 16, 16, generator=generator, dtype=torch.float64)
+    return c, objective.probe(c, generator), torch.full((crops, 1, 1, 1), s_a, dtype=torch.float64)
 
 
 @NAMES
 @pytest.mark.parametrize(("tau", "s_a"), [(1.0, 0.3), (0.5, 0.5), (0.3, 0.05)])
 def test_gradient_vanishes_at_the_score_of_the_smoothed_density(name, tau, s_a):
-    """y + s_a u is N(0, tau^2 + s_a^2), so the optimum is a = 1 / (tau^2 + s_a^2)."""
-    objective = objectives.make(name, s_a, s_a, STD)
+    """c + s_a u is N(0, tau^2 + s_a^2), so the optimum is a = 1 / (tau^2 + s_a^2)."""
+    objective = _make(name, s_a, s_a)
     batch = _gaussian_batch(tau, s_a, objective)
-    optimum = 1 / (tau**2 + s_a**2)
+    assert _optimum(objective, batch, 1 / (tau**2 + s_a**2)) == pytest.approx(1, abs=0.01 if name.startswith("antithetic") else 0.02)
+
+
+def _optimum(objective, batch, a0: float, *weight) -> float:
+    """The a / a0 that minimises the loss of R(c) = -a c; between 0.9 and 1.1, or it fails."""
 
     def gradient(value):
         a = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-        objective.loss(lambda v: -a * v, *batch).backward()
+        objective.loss(lambda v: -a * v, *batch, *weight).backward()
         return a.grad.item()
 
     # The loss is quadratic in a, so its gradient is a line and two points give the sample's own optimum.
-    low, high = gradient(0.9 * optimum), gradient(1.1 * optimum)
+    low, high = gradient(0.9 * a0), gradient(1.1 * a0)
     assert low < 0 < high
-    assert 0.9 - 0.2 * low / (high - low) == pytest.approx(1, abs=0.01 if name.startswith("antithetic") else 0.02)
+    return 0.9 - 0.2 * low / (high - low)
+
+
+@pytest.mark.parametrize("weight", [lambda v: 1 / (1 + v**2), lambda v: v.exp()], ids=["falling", "one-sided"])
+@pytest.mark.parametrize("name", ["ar-dae", "ar-dae-log-uniform", "r2r", "antithetic"])
+def test_a_weight_does_not_move_the_minimum(name, weight):
+    """Only as a function of c + s_a u, and on every term of the loss, does a weight leave the score where it was."""
+    tau, s_a = 0.8, 0.6
+    objective = _make(name, s_a, s_a)
+    batch = _gaussian_batch(tau, s_a, objective)
+    assert _optimum(objective, batch, 1 / (tau**2 + s_a**2), weight) == pytest.approx(1, abs=0.015)
+    loss = objective.loss(lambda v: -v, *batch)
+    assert abs(objective.loss(lambda v: -v, *batch, weight) - loss) > 0.05 * abs(loss)
+
+
+@NAMES
+def test_weight_one_is_no_weight_and_a_constant_scales(name):
+    objective, network, batch = _make(name, 0.3, 0.1), _network(), _crops()
+    plain = objective.loss(network, *batch)
+    assert objective.loss(network, *batch, objectives.unweighted) == plain
+    torch.testing.assert_close(objective.loss(network, *batch, lambda v: 3 * torch.ones_like(v)), 3 * plain)
+    assert objective.weighted == name.startswith("antithetic")
 
 
 @NAMES
 def test_value_on_gaussian_data(name):
-    """Per pixel, with R = -a y: (1 - a s^2)^2 + a^2 s^2 tau^2, and a^2 (tau^2 + s^2) - 2 a."""
+    """Per pixel, with R = -a c: (1 - a s^2)^2 + a^2 s^2 tau^2, and a^2 (tau^2 + s^2) - 2 a."""
     tau, s_a, a = 0.8, 0.4, 0.7
-    objective = objectives.make(name, s_a, s_a, STD)
+    objective = _make(name, s_a, s_a)
     loss = objective.loss(lambda v: -a * v, *_gaussian_batch(tau, s_a, objective)).item()
     plain, antithetic = (1 - a * s_a**2) ** 2 + (a * s_a * tau) ** 2, a**2 * (tau**2 + s_a**2) - 2 * a
-    weight = ((STD**2 + s_a**2) / s_a) ** 2 if name == "r2r" else 1
+    weight = ((1 + s_a**2) / s_a) ** 2 if name == "r2r" else 1
     assert loss == pytest.approx(antithetic if name.startswith("antithetic") else weight * plain, rel=0.01)
 
 
 def test_r2r_is_ar_dae_weighted_to_image_units():
-    y, u, s_a = _crops()
+    c, u, s_a = _crops()
     for level in s_a:
-        s = level.expand(len(y), 1, 1, 1)
-        weight = ((STD**2 + level.item() ** 2) / level.item()) ** 2
-        r2r = objectives.R2R(std=STD).loss(_network(), y, u, s)
-        torch.testing.assert_close(r2r, weight * objectives.LogUniformARDAE().loss(_network(), y, u, s), rtol=1e-9, atol=0)
+        s = level.expand(len(c), 1, 1, 1)
+        weight = ((1 + level.item() ** 2) / level.item()) ** 2
+        r2r = objectives.R2R().loss(_network(), c, u, s)
+        torch.testing.assert_close(r2r, weight * objectives.LogUniformARDAE().loss(_network(), c, u, s), rtol=1e-9, atol=0)
 
 
 def test_two_draws_are_the_mean_of_two_losses():
     """What draws = 2 of a training configuration does: the batch repeated, with other u."""
-    (y, u, s_a), other = _crops(), _crops()[1].flip(0)
+    (c, u, s_a), other = _crops(), _crops()[1].flip(0)
     loss, network = objectives.ARDAE().loss, _network()
-    both = loss(network, y.repeat(2, 1, 1, 1), torch.cat([u, other]), s_a.repeat(2, 1, 1, 1))
-    torch.testing.assert_close(both, (loss(network, y, u, s_a) + loss(network, y, other, s_a)) / 2)
+    both = loss(network, c.repeat(2, 1, 1, 1), torch.cat([u, other]), s_a.repeat(2, 1, 1, 1))
+    torch.testing.assert_close(both, (loss(network, c, u, s_a) + loss(network, c, other, s_a)) / 2)
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_regression_is_the_squared_error_of_the_tweedie_step(name):
-    y, target, _ = _crops()
+    network, std = _network(), 25 / 255
+    c, target, _ = _crops()
+    expected = (std * (c + network(c)) - target).square().mean() / std**2 / DEVIATION**2
+    torch.testing.assert_close(_make(name, 0, 0).loss(network, c, target), expected)
+
+
+VARIANCES = {
+    noise.Poisson(0.05): lambda x: 0.05 * x.mean(),
+    noise.Gamma(20.0): lambda x: x.square().mean() / 20,
+    noise.PoissonGaussian(0.05, 10.0): lambda x: 0.05 * x.mean() + (10 / 255) ** 2,
+}
+
+
+@pytest.mark.parametrize("model", VARIANCES, ids=lambda model: model.name)
+@pytest.mark.parametrize("name", TWINS)
+def test_regression_of_other_noise_is_the_squared_error_in_units_of_each_crop_s_noise(name, model):
+    clean, _, _ = _crops()
+    clean *= torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64).view(-1, 1, 1, 1)  # crops of unequal brightness
+    y = torch.from_numpy(model.sample(clean.numpy(), np.random.default_rng(0)).astype(np.float64))
+    c, network = model.coordinate(y), _network()
+    errors = (model.posterior_mean(c, network(c)) - clean).square()
+    expected = sum(error.mean() / VARIANCES[model](x) for error, x in zip(errors, clean, strict=True)) / len(clean) / DEVIATION**2
+    torch.testing.assert_close(_make(name, 0, 0, model).loss(network, c, clean), expected)
+
+
+@pytest.mark.parametrize("model", VARIANCES, ids=lambda model: model.name)
+def test_regression_on_a_black_crop_is_finite(model):
+    c = model.coordinate(torch.zeros(1, 2, 12, 12, dtype=torch.float64))
     network = _network()
-    expected = (y + STD**2 * network(y) - target).square().mean() / STD**4
-    torch.testing.assert_close(objectives.make(name, 0, 0, STD).loss(network, y, target), expected)
+    loss = _make("supervised", 0, 0, model).loss(network, c, torch.zeros_like(c))
+    loss.backward()
+    assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("probe", [objectives.gaussian, objectives.rademacher, objectives.masked])
@@ -87,47 +144,47 @@ def test_probes_have_mean_zero_and_unit_covariance(probe):
 
 
 def test_sure_is_the_mean_squared_error_it_never_sees():
-    """A linear shrinkage of noisy N(0, 1) images: x = (1 - a std^2) y against the truth."""
+    """A linear shrinkage of noisy images: c - a c against the truth, in units of the noise."""
     generator = torch.Generator().manual_seed(0)
-    clean = torch.randn(64, 1, 64, 64, generator=generator, dtype=torch.float64)
-    y = clean + STD * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
-    for a in (0.3, 0.8, 2.0):
-        error = (y - STD**2 * a * y - clean).square().mean().item()
-        estimate = objectives.sure(lambda v, a=a: -a * v, y, STD, torch.Generator().manual_seed(1))
+    clean = 2 * torch.randn(64, 1, 64, 64, generator=generator, dtype=torch.float64)
+    c = clean + torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    for a in (0.075, 0.2, 0.5):
+        error = (c - a * c - clean).square().mean().item()
+        estimate = objectives.sure(lambda v, a=a: -a * v, c, torch.Generator().manual_seed(1))
         assert estimate == pytest.approx(error, rel=0.01)
 
 
 def test_antithetic_is_the_mean_of_the_plain_losses_over_both_signs():
-    y, u, s_a = _crops()
+    c, u, s_a = _crops()
     s_a = torch.full_like(s_a, 0.07)
     plain, antithetic = objectives.ARDAE(), objectives.AntitheticARDAE()
     network = _network()
-    mean = (plain.loss(network, y, u, s_a) + plain.loss(network, y, -u, s_a)) / 2
+    mean = (plain.loss(network, c, u, s_a) + plain.loss(network, c, -u, s_a)) / 2
     expected = mean / 0.07**2 - u.square().mean() / 0.07**2
-    torch.testing.assert_close(antithetic.loss(network, y, u, s_a), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(antithetic.loss(network, c, u, s_a), expected, rtol=1e-10, atol=0)
 
 
 def test_antithetic_treats_every_crop_by_its_own_level():
-    y, u, s_a = _crops()
+    c, u, s_a = _crops()
     objective, network = objectives.AntitheticARDAE(), _network()
-    apart = [objective.loss(network, *(part[i : i + 1] for part in (y, u, s_a))) for i in range(len(y))]
-    torch.testing.assert_close(objective.loss(network, y, u, s_a), torch.stack(apart).mean())
-    apart = [objectives.ARDAE().loss(network, *(part[i : i + 1] for part in (y, u, s_a))) for i in range(len(y))]
-    torch.testing.assert_close(objectives.ARDAE().loss(network, y, u, s_a), torch.stack(apart).mean())
+    apart = [objective.loss(network, *(part[i : i + 1] for part in (c, u, s_a))) for i in range(len(c))]
+    torch.testing.assert_close(objective.loss(network, c, u, s_a), torch.stack(apart).mean())
+    apart = [objectives.ARDAE().loss(network, *(part[i : i + 1] for part in (c, u, s_a))) for i in range(len(c))]
+    torch.testing.assert_close(objectives.ARDAE().loss(network, c, u, s_a), torch.stack(apart).mean())
 
 
 def test_antithetic_gradient_stays_bounded_as_s_a_falls():
     """With a smooth network; the plain loss divided by s_a^2 carries a term of deviation 1 / s_a."""
-    network, y = _network(), _crops()[0]
+    network, c = _network(), _crops()[0]
     generator = torch.Generator().manual_seed(1)
-    draws = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for _ in range(200)]
+    draws = [torch.randn(c.shape, generator=generator, dtype=torch.float64) for _ in range(200)]
 
     def deviation(objective, s_a, scale):
-        level = torch.full((len(y), 1, 1, 1), s_a, dtype=torch.float64)
+        level = torch.full((len(c), 1, 1, 1), s_a, dtype=torch.float64)
         gradients = []
         for u in draws:
             network.zero_grad()
-            objective.loss(network, y, u, level).backward()
+            objective.loss(network, c, u, level).backward()
             gradients.append(network[0].weight.grad.flatten() * scale)
         return torch.stack(gradients).std(0).norm().item()
 
@@ -140,7 +197,7 @@ def test_antithetic_gradient_stays_bounded_as_s_a_falls():
 
 @NAMES
 def test_losses_are_pure(name):
-    objective, network, batch = objectives.make(name, 0.05, 0.01, STD), _network(), _crops()
+    objective, network, batch = _make(name, 0.05, 0.01), _network(), _crops()
     before = [part.clone() for part in batch]
     first = objective.loss(network, *batch)
     torch.manual_seed(99)
@@ -150,13 +207,13 @@ def test_losses_are_pure(name):
 
 @NAMES
 def test_objectives_are_given_noisy_tensors_only(name):
-    objective = objectives.make(name, 0.05, 0.01, STD)
+    objective = _make(name, 0.05, 0.01)
     assert objective.needs == "noisy"
-    assert list(inspect.signature(objective.loss).parameters) == ["model", "y", "u", "s_a"]
+    assert list(inspect.signature(objective.loss).parameters) == ["R", "c", "u", "s_a", "weight"]
 
 
 def test_twins_declare_what_more_they_need():
-    assert {name: objectives.make(name, 0, 0, STD).needs for name in TWINS} == {"supervised": "clean", "noise2noise": "pair"}
+    assert {name: _make(name, 0, 0).needs for name in TWINS} == {"supervised": "clean", "noise2noise": "pair"}
 
 
 def test_ar_dae_level_falls_stays_and_restarts():
@@ -186,30 +243,36 @@ def test_antithetic_level_is_log_uniform():
 )
 def test_bad_range_is_refused(refused, name, s_max, s_min):
     with refused(f"s_min = {s_min}", f"s_max = {s_max}"):
-        objectives.make(name, s_max, s_min, STD)
+        _make(name, s_max, s_min)
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_refuse_a_range_of_s_a(refused, name):
     with refused("s_max = 0.05", name):
-        objectives.make(name, 0.05, 0.01, STD)
+        _make(name, 0.05, 0.01)
 
 
-@pytest.mark.parametrize("name", ["r2r", *TWINS])
-def test_objectives_for_gaussian_noise_refuse_other_noise(refused, name):
-    with refused(name, "gaussian"):
-        objectives.make(name, 0.05, 0.01, math.nan)
+def test_recorrupted_to_recorrupted_refuses_other_noise(refused):
+    for model in VARIANCES:
+        with refused("r2r", "gaussian"):
+            _make("r2r", 0.5, 0.1, model)
+
+
+@pytest.mark.parametrize(("field", "value"), [("cycle", 0), ("draws", 0), ("draws", -1)])
+def test_bad_counts_are_refused(refused, field, value):
+    with refused(f"{field} = {value}"):
+        _make("ar-dae", 0.5, 0.1, **{field: value})
 
 
 def test_unknown_objective_is_refused(refused):
     with refused("'n2v'", "ar-dae", "antithetic"):
-        objectives.make("n2v", 0.05, 0.01)
+        _make("n2v", 0.5, 0.1)
 
 
 def _crops():
     generator = torch.Generator().manual_seed(0)
-    y, u = torch.rand(2, 3, 2, 12, 12, generator=generator, dtype=torch.float64)
-    return y, 2 * u - 1, torch.tensor([0.01, 0.03, 0.1], dtype=torch.float64).view(-1, 1, 1, 1)
+    c, u = torch.rand(2, 3, 2, 12, 12, generator=generator, dtype=torch.float64)
+    return c, 2 * u - 1, torch.tensor([0.01, 0.03, 0.1], dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 def _network():

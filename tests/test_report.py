@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from n2s_utils import report
+from n2s_utils.report import pages
 from n2s_utils.cli import InputError
 
 PARAMETERS = 'PROFILE: str = "sample"  # profile\nOUTPUT: str = "build"  # where\nSIGMA: float = 25.0  # 0-255 scale'
@@ -48,22 +48,27 @@ def contents(folder):
 )
 def test_unknown_names_are_refused(folder, profile, changes, only, message):
     with pytest.raises(InputError, match=message):
-        report.plan(profile, changes, only, folder)
+        pages.plan(profile, changes, only, folder)
 
 
 def test_a_profile_with_an_unknown_parameter_is_refused(folder):
     (folder / "profiles" / "typo.yaml").write_text("SIGNA: 50\n")
     with pytest.raises(InputError, match="typo.yaml: .*'SIGNA'"):
-        report.plan("typo", {}, [], folder)
+        pages.plan("typo", {}, [], folder)
 
 
-@pytest.mark.parametrize(("text", "value"), [("50", 50), ("1e-3", 0.001), ("cuda", "cuda"), ("['Kodak']", ["Kodak"]), ("a b", "a b")])
+@pytest.mark.parametrize(("text", "value"), [("50", 50), ("1e-3", 0.001), ("cuda", "cuda"), ("['Kodak']", ["Kodak"]), ("a b", "a b"), ("false", False), ("~", None)])
 def test_values_on_the_command_line(text, value):
-    assert report._value(text) == value
+    assert pages._value(text) == value and type(pages._value(text)) is type(value)
+
+
+def test_a_value_that_is_no_yaml_is_refused(refused):
+    with refused("-p", "'[1'"):
+        pages._value("[1")
 
 
 def test_prepare_writes_parameters_and_keeps_outputs(folder, tmp_path):
-    report.prepare(report.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "prepared")
+    pages.prepare(pages.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "prepared")
     prepared = nbformat.read(tmp_path / "prepared" / "01_one.ipynb", 4)
     injected = [cell for cell in prepared.cells if "injected-parameters" in cell.metadata.tags]
     assert [ast.unparse(line) for line in ast.parse(injected[0].source).body] == ["PROFILE = 'sample'", "OUTPUT = 'build'", "SIGMA = 50"]
@@ -72,7 +77,7 @@ def test_prepare_writes_parameters_and_keeps_outputs(folder, tmp_path):
 
 def test_sample_writes_pages_and_nothing_else(folder, tmp_path, capsys):
     before = contents(folder)
-    report.build(report.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "pages")
+    pages.build(pages.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "pages")
     assert contents(folder) == before
     assert [line.split(" ... ")[0] for line in capsys.readouterr().out.splitlines()] == ["01_one", "02_two"]
     page = (tmp_path / "pages" / "01_one.html").read_text()
@@ -84,7 +89,7 @@ def test_sample_writes_pages_and_nothing_else(folder, tmp_path, capsys):
 
 def test_paper_writes_the_executed_notebooks_back(folder, tmp_path):
     source = nbformat.read(folder / "01_one.ipynb", 4)
-    report.build(report.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
+    pages.build(pages.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
     written = nbformat.read(folder / "01_one.ipynb", 4)
     assert written.metadata == source.metadata
     assert [(cell.id, cell.source, cell.metadata) for cell in written.cells] == [(c.id, c.source, c.metadata) for c in source.cells]
@@ -102,7 +107,30 @@ def test_a_failure_names_the_cell_and_changes_no_notebook(folder, tmp_path, line
     write(folder, "02_two", "1 + 1", line, "2 + 2")
     before = contents(folder)
     with pytest.raises(InputError, match=rf"^02_two.ipynb, code cell 3 \({line[:6]}.*\): {reason}"):
-        report.build(report.plan("paper", {}, [], folder), tmp_path / "pages")
+        pages.build(pages.plan("paper", {}, [], folder), tmp_path / "pages")
     assert contents(folder) == before
     assert "profile: paper" in (tmp_path / "pages" / "01_one.html").read_text()
     assert '02_two.html">About 02_two</a> (failed)' in (tmp_path / "pages" / "index.html").read_text()
+
+
+def test_a_failure_leaves_no_new_figure_beside_old_notebooks(folder, tmp_path):
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "a.png").write_text("old")
+    draw = f"import pathlib; [pathlib.Path({str(figures)!r}, name).write_text('new') for name in ('a.png', 'b.png')]"
+    write(folder, "01_one", draw)
+    write(folder, "02_two", "1 / 0")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        pages.build(pages.plan("paper", {}, [], folder), tmp_path / "pages", figures)
+    assert {path.name: path.read_text() for path in figures.iterdir()} == {"a.png": "old"}
+    write(folder, "02_two", "1 + 1")
+    pages.build(pages.plan("paper", {}, [], folder), tmp_path / "pages", figures)
+    assert {path.name: path.read_text() for path in figures.iterdir()} == {"a.png": "new", "b.png": "new"}
+
+
+def test_lines_of_progress_are_not_kept_in_a_notebook(folder, tmp_path):
+    line = "print('CBSD68, nlm: 163/204, 00:07 left'); print('mean: 3/4 of it left')"
+    write(folder, "01_one", "print('demo: 1/2, 01:02:03 left')", line)
+    pages.build(pages.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
+    first, second = nbformat.read(folder / "01_one.ipynb", 4).cells[-2:]
+    assert first.outputs == [] and second.outputs[0].text == "mean: 3/4 of it left\n"

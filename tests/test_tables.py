@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from n2s_utils import tables
+from n2s_utils.report import tables
 from n2s_utils.files import ROOT
 
 
 def rows(values: dict[tuple[str, int], float]) -> pd.DataFrame:
-    keys = {"dataset": "CBSD68", "method": "noisy", "noise": "gaussian", "parameter": 25.0}
+    keys = {"dataset": "CBSD68", "method": "noisy", "noise": "gaussian", "parameter": 25.0, "known": 1, "weights": ""}
     return pd.DataFrame([keys | {"image": image, "seed": seed, "psnr": psnr} for (image, seed), psnr in values.items()])
 
 
@@ -36,7 +36,7 @@ def test_readme_without_marks_is_refused(refused):
 
 
 def _all_methods(sigma, **psnr):
-    keys = {"noise": "gaussian", "parameter": sigma, "seed": 0}
+    keys = {"noise": "gaussian", "parameter": sigma, "seed": 0, "known": 1, "weights": ""}
     methods = {"noisy": 20.0, "nlm": 28.0, tables.OURS: 30.5} | psnr
     return pd.DataFrame(
         keys | {"dataset": dataset, "method": method, "image": image, "psnr": value}
@@ -75,3 +75,26 @@ def test_notebook_holds_the_same_table():
     notebook = (ROOT / "notebooks" / "05_psnr_table.ipynb").read_text()
     lines = [line for line in table.splitlines() if "**" in line]
     assert lines and all(line in notebook.encode().decode("unicode_escape") or line in notebook for line in lines)
+
+
+def test_rows_of_an_estimated_parameter_and_of_another_network_are_never_averaged_in():
+    results = _all_methods(25.0, supervised=30.75)
+    results.loc[results.method.isin([tables.OURS, tables.TWIN]), "weights"] = "colour-gaussian25-antithetic.safetensors"
+    expected = tables.psnr_table(results, tables.read_published())
+    worse = results.assign(psnr=results.psnr - 1)
+    ours = worse[worse.method == tables.OURS]
+    everything = pd.concat([results, worse.assign(known=0), ours.assign(weights="colour-antithetic.safetensors")])
+    pd.testing.assert_frame_equal(tables.psnr_table(everything, tables.read_published()), expected)
+    general = tables.pick(everything, network="general")
+    assert (general[general.method == tables.OURS].psnr == 29.5).all() and tables.TWIN not in set(general.method)
+    estimated = tables.pick(everything, known=0)
+    assert (estimated[estimated.method == tables.OURS].psnr == 29.5).all()
+
+
+def test_two_networks_of_one_kind_are_refused_by_name(refused):
+    results = _all_methods(25.0)
+    ours = results[results.method == tables.OURS]
+    files = ["colour-gaussian25-antithetic.safetensors", "colour-gaussian25-antithetic-long.safetensors"]
+    both = pd.concat([results[results.method != tables.OURS], *(ours.assign(weights=file) for file in files)])
+    with refused(*files, tables.OURS, "BSD68"):
+        tables.psnr_table(both, tables.read_published())

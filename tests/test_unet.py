@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from n2s_utils.unet import OUTPUT_SCALE, RECEPTIVE_RADIUS, STRIDE, RoundedLeakyReLU, UNet
+from n2s_utils.unet import KINKS, LeakyReLU, UNet
+
+RADIUS, STRIDE = UNet.reach, UNet.stride
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -15,9 +17,10 @@ def test_output_has_the_shape_of_the_input(channels, height, width):
     assert score.shape == y.shape and score.dtype == torch.float32
 
 
-def test_output_stays_float32_under_autocast():
+@pytest.mark.parametrize("kink", KINKS)
+def test_output_stays_float32_under_autocast(kink):
     with torch.autocast("cpu", torch.bfloat16):
-        assert _network(3)(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+        assert UNet(3, kink=kink)(torch.rand(1, 3, 32, 32)).dtype == torch.float32
 
 
 def test_output_takes_both_signs():
@@ -30,32 +33,48 @@ def test_output_takes_both_signs():
         network.head[-1].bias.neg_()
         torch.testing.assert_close(network(y), -score)
         network.head[-1].bias += 0.5
-        torch.testing.assert_close(network(y), -score + 0.5 * OUTPUT_SCALE)
+        torch.testing.assert_close(network(y), -score + 0.5 * network.output_scale)
 
 
-def test_rounded_activation_is_leaky_relu_but_near_its_kink():
+@pytest.mark.parametrize(
+    ("kink", "rounded"),
+    [
+        ("softplus", lambda x, w: 0.1 * x + 0.9 * w * np.log1p(np.exp(x / w))),
+        ("silu", lambda x, w: 0.1 * x + 0.9 * x / (1 + np.exp(-x / w))),
+    ],
+)
+def test_rounded_activation_is_leaky_relu_but_near_its_kink(kink, rounded):
     x = torch.tensor([-3.0, -0.5, 0.5, 3.0])
     leaky = torch.tensor([-0.3, -0.05, 0.5, 3.0])
-    torch.testing.assert_close(RoundedLeakyReLU(0.0)(x.clone()), leaky)
-    torch.testing.assert_close(RoundedLeakyReLU(0.05)(x.clone()), leaky, rtol=0, atol=1e-5)
+    torch.testing.assert_close(LeakyReLU("leaky", 0.0)(x.clone()), leaky)
+    torch.testing.assert_close(LeakyReLU(kink, 0.05)(x.clone()), leaky, rtol=0, atol=3e-5)
+    near = torch.linspace(-0.3, 0.3, 31, dtype=torch.float64)
+    np.testing.assert_allclose(LeakyReLU(kink, 0.05)(near).numpy(), rounded(near.numpy(), 0.05), atol=1e-12)
     zero = torch.zeros(1, requires_grad=True)
-    rounded = RoundedLeakyReLU(0.05)(zero)
-    rounded.backward()
-    assert rounded.item() == pytest.approx(0.9 * 0.05 * np.log(2)) and zero.grad.item() == pytest.approx(0.55)
+    at_zero = LeakyReLU(kink, 0.05)(zero)
+    at_zero.backward()
+    assert at_zero.item() == pytest.approx(rounded(0, 0.05), abs=1e-7) and zero.grad.item() == pytest.approx(0.55)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_rescaled_network_is_the_score_after_a_change_of_variables(channels):
-    torch.manual_seed(0)
-    model = UNet(channels, kink_width=0.05)
-    for parameter in model.parameters():  # biases too
-        torch.nn.init.normal_(parameter, std=0.1)
-    y = torch.rand(1, channels, 64, 64)
-    with torch.no_grad():
-        expected = 0.5 * model(0.5 * y)
-        assert not torch.allclose(model(y), expected, rtol=0.1)
-        model.rescale(0.5)
-        torch.testing.assert_close(model(y), expected)
+def test_bad_kinks_are_refused(refused):
+    with refused("kink = 'round'", "leaky, softplus, silu"):
+        UNet(1, kink="round")
+    for kink in ("softplus", "silu"):
+        for width in (0.0, -0.1, float("nan"), float("inf")):
+            with refused(f"kink_width = {width}", "above 0", kink):
+                UNet(1, kink=kink, kink_width=width)
+
+
+@pytest.mark.parametrize("kink", KINKS)
+def test_kink_reaches_every_layer_but_the_last(kink):
+    network = UNet(1, kink=kink)
+    activations = [module for module in network.modules() if isinstance(module, LeakyReLU)]
+    assert {activation.kink for activation in activations} == {kink} and not isinstance(network.head[-1], torch.nn.Sequential)
+    y, calls = torch.rand(1, 1, 32, 32), []
+    for activation in activations:
+        activation.register_forward_hook(lambda *_: calls.append(1))
+    network(y)
+    assert len(calls) == sum(isinstance(module, torch.nn.Conv2d) for module in network.modules()) - 1
 
 
 def test_number_of_parameters():
@@ -71,29 +90,30 @@ def test_same_seed_gives_the_same_network():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_reach_is_within_the_claimed_radius():
+def test_reach_is_the_claimed_radius():
     """An impulse through positive weights reaches every output that depends on its place: none cancels, none loses a maximum."""
     network = UNet(1)
     for parameter in network.parameters():
         parameter.data.fill_(0.02 if parameter.ndim == 4 else 0.0)
-    width = 3 * RECEPTIVE_RADIUS
+    width = 2 * RADIUS + 2 * STRIDE
     width += -width % STRIDE
     reach = []
     for phase in range(STRIDE):  # where the pixel lies in its pooling cell matters
-        place = width // 2 + phase
+        place = (width - STRIDE) // 2 + phase
         y = torch.zeros(1, 1, STRIDE, width)
         y[..., place] = 1
         with torch.no_grad():
             reached = network(y)[0, 0].sum(0).nonzero().flatten()
+        assert 0 < reached.min() and reached.max() < width - 1
         reach += [place - reached.min().item(), reached.max().item() - place]
-    assert RECEPTIVE_RADIUS / 2 < max(reach) <= RECEPTIVE_RADIUS
+    assert max(reach) == RADIUS
 
 
 def test_nothing_beyond_the_radius_changes_an_output():
     network, rng = _network(1), np.random.default_rng(0)
-    height, width, row, column = 32, 2 * RECEPTIVE_RADIUS + 128, 16, RECEPTIVE_RADIUS + 64
+    height, width, row, column = 32, 2 * RADIUS + 128, 16, RADIUS + 64
     y = rng.random((1, 1, height, width), np.float32)
-    far = np.abs(np.arange(width) - column) > RECEPTIVE_RADIUS
+    far = np.abs(np.arange(width) - column) > RADIUS
     other = np.where(far, 5 * rng.standard_normal(y.shape), y).astype(np.float32)
     assert far.sum() > 100
     with torch.no_grad():

@@ -1,16 +1,16 @@
-"""Train and measure the runs of a study: python -m n2s_utils.studies FILE [RUN ...] [--out FOLDER]
+"""Train and measure the runs of a study: python -m n2s_utils.report.studies FILE [RUN ...] [--out FOLDER]
 
 FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
 
-    [common]       fields of training.Config that all runs share
+    [common]       tables of a training configuration (see n2s_utils.config) that all runs share
     [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions;
-                   `also`, other sets and how many images of each; `sigma`, where it is not that of the training noise
-    [runs.NAME]    fields of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
+                   `also`, other sets and how many images of each
+    [runs.NAME]    tables of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
                    `draws` evaluations of the whole sets as the earlier reproduction made them
 
 A study of faults, such as data/results/studies/why_23_db.toml, has two sections more:
 
-    [faults]       NAME = the fields that bring it about
+    [faults]       NAME = the tables that bring it about; `pictures`, fields of faults.Faults, is one more of them
     [bases]        NAME = the faults of a configuration to start from; a run names its `base`, and what to
                    `toggle`: a fault that the base has is mended, one that it lacks introduced
 
@@ -19,26 +19,29 @@ A run that has a row of the same settings is not repeated; an interrupted one re
 """
 
 import argparse
-import dataclasses
-import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from n2s_utils import cli, objectives
+from n2s_utils import cli, config, objectives
 from n2s_utils.cli import InputError
+from n2s_utils.config import Config
 from n2s_utils.datasets import load
-from n2s_utils.evaluation import denoise, denoise_recorrupted, denoise_x8, evaluate, evaluate_as_earlier, write_table
+from n2s_utils.denoiser import Denoiser, recorrupted, x8
+from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.noise import Gaussian, realization, rng
-from n2s_utils.training import Config, train
-from n2s_utils.unet import STRIDE, UNet
+from n2s_utils.report.faults import FaultyFeed, Faults, evaluate_as_earlier
+from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
 
 EXTRA = ("recorrupted", "x8", "earlier")
@@ -46,22 +49,27 @@ EXTRA = ("recorrupted", "x8", "earlier")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: its training, the evaluations beside the plain one, how all are measured, and what to
-    note in its row (the base, the fault and its direction, in a study of faults).
+    """One run of a study: its training, the faults of its pictures, the evaluations beside the plain one, how all are
+    measured, and what to note in its row (the base, the fault and its direction, in a study of faults).
     """
 
     config: Config
+    faults: Faults
     extra: tuple[str, ...]
-    measure: dict
-    notes: dict
+    measure: dict[str, Any]
+    notes: dict[str, str]
 
     @property
     def settings(self) -> str:
-        """A digest of all that determines the row; fields at their default do not count, so that new ones may come."""
-        values = dataclasses.asdict(self.config)
-        fields = {field.name: values[field.name] for field in dataclasses.fields(Config) if values[field.name] != field.default}
-        text = json.dumps([fields, self.extra, self.measure], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """All that determines the row, as JSON."""
+        tables = {name: table for name, table in self.config.tables().items() if name != "machine"}
+        return json.dumps({"config": tables, "faults": asdict(self.faults), "extra": self.extra, "measure": self.measure})
+
+    def made(self, settings: str) -> bool:
+        """Whether a row with these settings is one of this run; a field that they do not have had its default."""
+        theirs, mine = json.loads(settings), json.loads(self.settings)
+        same = all(theirs[part] == mine[part] for part in ("extra", "measure"))
+        return same and Faults(**theirs["faults"]) == self.faults and not config.differences(theirs["config"], self.config)
 
 
 def read_study(path: str | Path) -> dict[str, Run]:
@@ -76,23 +84,25 @@ def read_study(path: str | Path) -> dict[str, Run]:
     for section in ("common", "measure", "runs"):
         if section not in content:
             raise InputError(f"{path}: section [{section}] is missing")
-    runs = {}
-    for name, fields in content["runs"].items():
-        extra = tuple(fields.pop("extra", ()))
-        for kind in extra:
-            if kind not in EXTRA:
-                raise InputError(f"{path}, run {name}: unknown evaluation {kind!r}; known: {', '.join(EXTRA)}")
-        try:
-            changes, notes = _faults(content, fields)
-            config = Config(name=name, **(content["common"] | changes | fields))
-        except (TypeError, InputError) as error:
-            raise InputError(f"{path}, run {name}: {error}") from None
-        runs[name] = Run(config, extra, content["measure"], notes)
-    return runs
+    return {name: _read_run(path, content, name, dict(fields)) for name, fields in content["runs"].items()}
 
 
-def _faults(content: dict, fields: dict) -> tuple[dict, dict]:
-    """The fields that the faults of a run bring about, and its notes; takes `base` and `toggle` out of `fields`."""
+def _read_run(path: Path, content: dict[str, Any], name: str, fields: dict[str, Any]) -> Run:
+    extra = tuple(fields.pop("extra", ()))
+    for kind in extra:
+        if kind not in EXTRA:
+            raise InputError(f"{path}, run {name}: unknown evaluation {kind!r}; known: {', '.join(EXTRA)}")
+    try:
+        changes, notes = _faults(content, fields)
+        tables = config.merged(config.merged({"name": name} | content["common"], changes), fields)
+        faults = Faults(**tables.pop("pictures", {}))
+        return Run(config.from_tables(tables), faults, extra, content["measure"], notes)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{path}, run {name}: {error}") from None
+
+
+def _faults(content: dict[str, Any], fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tables that the faults of a run bring about, and its notes; takes `base` and `toggle` out of `fields`."""
     if "faults" not in content:
         return {}, {}
     base, toggle = fields.pop("base", ""), fields.pop("toggle", "")
@@ -104,9 +114,9 @@ def _faults(content: dict, fields: dict) -> tuple[dict, dict]:
             raise InputError(f"unknown fault {fault!r}; known: {', '.join(content['faults'])}")
     direction = "" if not toggle else "mended" if toggle in present else "introduced"
     present ^= {toggle} - {""}
-    changes = {}
+    changes: dict[str, Any] = {}
     for fault, change in content["faults"].items():  # in the order of the file: a later fault overrules
-        changes |= change if fault in present else {}
+        changes = config.merged(changes, change) if fault in present else changes
     return changes, {"base": base, "fault": toggle, "direction": direction}
 
 
@@ -114,9 +124,9 @@ def read_rows(path: str | Path, folder: str | Path | None = None) -> pd.DataFram
     """The rows of a study file's runs, in its order, by run name; raises InputError naming those that are missing or outdated."""
     path, runs = Path(path), read_study(path)
     table = _recorded(Path(folder or path.parent) / f"{path.stem}.csv")
-    missing = [name for name, run in runs.items() if name not in table.index or table.settings[name] != run.settings]
+    missing = [name for name, run in runs.items() if not _is_recorded(table, name, run)]
     if missing:
-        raise InputError(f"{path.stem}: no row of {', '.join(missing)}; run python -m n2s_utils.studies {path}")
+        raise InputError(f"{path.stem}: no row of {', '.join(missing)}; run python -m n2s_utils.report.studies {path}")
     return table.loc[list(runs)]
 
 
@@ -129,16 +139,21 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
             raise InputError(f"{path}: no run {name!r}; known: {', '.join(runs)}")
     for name in only or runs:
         rows = _recorded(folder / f"{path.stem}.csv")
-        if name in rows.index and rows.settings[name] == runs[name].settings:
+        if _is_recorded(rows, name, runs[name]):
             continue
-        weights = train(runs[name].config, ROOT / "build" / "runs" / path.stem)
+        feed = partial(FaultyFeed, faults=runs[name].faults)
+        weights = train(runs[name].config, ROOT / "build" / "runs" / path.stem, feed)
         row = pd.DataFrame([_measured(runs[name], weights)], index=pd.Index([name], name="run"))
         rows = _recorded(folder / f"{path.stem}.csv")  # again: another process may have added to them meanwhile
         write_table(pd.concat([rows.drop(index=name, errors="ignore"), row]).reset_index(), folder / f"{path.stem}.csv")
         curve = pd.read_csv(weights.with_suffix(".csv")).assign(run=name).set_index("run")
         curves = _recorded(folder / f"{path.stem}-curves.csv")
         write_table(pd.concat([curves.drop(index=name, errors="ignore"), curve]).reset_index(), folder / f"{path.stem}-curves.csv")
-        print(row.T.to_string(), flush=True)
+        print(row.drop(columns="settings").T.to_string(), flush=True)
+
+
+def _is_recorded(rows: pd.DataFrame, name: str, run: Run) -> bool:
+    return name in rows.index and run.made(rows.settings[name])
 
 
 def _recorded(path: Path) -> pd.DataFrame:
@@ -147,28 +162,28 @@ def _recorded(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, index_col="run", dtype={"settings": str})
 
 
-def _measured(run: Run, weights: Path) -> dict:
+def _measured(run: Run, weights: Path) -> dict[str, Any]:
     record, measure = load_record(weights), run.measure
-    model, noise = load_weights(weights), Gaussian(measure.get("sigma", run.config.parameter))
-    denoisers = {
-        "plain": lambda y: denoise(model, y, noise),
-        "recorrupted": lambda y: denoise_recorrupted(model, y, noise, measure["s_a"], measure["draws"], rng("recorruption")),
-        "x8": lambda y: denoise_x8(model, y, noise),
+    single = Denoiser(load_weights(weights), run.config.noise)
+    denoisers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "plain": single,
+        "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
+        "x8": partial(x8, single),
     }
-    row = {"settings": run.settings} | run.notes | {"objective": run.config.objective, "seed": run.config.seed}
-    row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "held_out_loss")}
-    row["estimated_psnr"] = round(_estimated_psnr(model, noise, run), 4)
+    row = {"settings": run.settings} | run.notes | {"objective": run.config.objective.name, "seed": run.config.optimisation.seed}
+    row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "precision", "held_out_loss")}
+    row["estimated_psnr"] = _estimated_psnr(single, run)
     sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
     for kind in ("plain", *run.extra):
         for dataset, images in sets.items():
             count = None if kind == "earlier" else images
-            pictures = [(name, _of_channels(x, model.channels)) for name, x in islice(load(dataset), count)]
+            pictures = [(name, _of_channels(x, single.network.channels)) for name, x in islice(load(dataset), count)]
             column = kind if dataset == measure["dataset"] else f"{kind}-{dataset}"
             if kind == "earlier":
-                means = evaluate_as_earlier(dataset, pictures, noise, denoisers["plain"], measure["draws"])
+                means = evaluate_as_earlier(dataset, pictures, run.config.noise, single, measure["draws"])
                 row |= {column: means.mean(), f"{column}-low": np.quantile(means, 0.025), f"{column}-high": np.quantile(means, 0.975)}
             else:
-                row[column] = np.mean([r["psnr"] for r in evaluate(dataset, pictures, noise, kind, denoisers[kind], [0])])
+                row[column] = np.mean([r["psnr"] for r in evaluate(dataset, pictures, run.config.noise, kind, denoisers[kind], [0])])
     return {key: round(float(value), 4) if isinstance(value, np.floating) else value for key, value in row.items()}
 
 
@@ -178,15 +193,16 @@ def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _estimated_psnr(model: UNet, noise: Gaussian, run: Run) -> float:
+def _estimated_psnr(single: Denoiser, run: Run) -> np.floating:
     """By SURE, over whole held-out noisy pictures: comparable between crop sizes too."""
-    config, errors = run.config, []
-    for image, clean in islice(load(config.held_out), run.measure["held_out"]):
-        y = realization(clean, noise, config.held_out, image, config.noise_seed)
-        y = y[: y.shape[0] // STRIDE * STRIDE, : y.shape[1] // STRIDE * STRIDE]
-        tensor = torch.from_numpy(np.ascontiguousarray(y.transpose(2, 0, 1)[None]))
-        errors.append(objectives.sure(model, tensor, noise.std, torch.Generator().manual_seed(0)))
-    return float(-10 * np.log10(np.mean(errors)))
+    data, noise, errors, stride = run.config.data, run.config.noise, [], single.network.stride
+    assert isinstance(noise, Gaussian)
+    for image, clean in islice(load(data.held_out), run.measure["held_out"]):
+        c = noise.coordinate(realization(clean, noise, data.held_out, image, data.noise_seed))
+        c = c[: c.shape[0] // stride * stride, : c.shape[1] // stride * stride]
+        tensor = torch.from_numpy(np.ascontiguousarray(c.transpose(2, 0, 1)[None]))
+        errors.append(objectives.sure(partial(single.network, noise=noise), tensor, torch.Generator().manual_seed(0)))
+    return -10 * np.log10(np.mean(errors) * noise.std**2)
 
 
 def main() -> None:

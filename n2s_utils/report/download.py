@@ -1,4 +1,4 @@
-"""Fetch and verify the image sets: python -m n2s_utils.download [SET ...]
+"""Fetch and verify the image sets: python -m n2s_utils.report.download [SET ...]
 
 SET is BSDS500, Kodak24, Set12 (these three by default, 54 MB) or DIV2K (4 GB, only on request). Files go
 to data/downloads, each checked against data/registry.sha256; what is there already is not fetched again,

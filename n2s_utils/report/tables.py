@@ -1,10 +1,11 @@
-"""The PSNR tables, from result rows and published figures: python -m n2s_utils.tables
+"""The PSNR tables, from result rows and published figures: python -m n2s_utils.report.tables
 
 Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy import stats
 
 from n2s_utils import cli
 from n2s_utils.cli import InputError
+from n2s_utils.evaluation import read_rows
 from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
@@ -21,11 +23,10 @@ MARKS = ("<!-- psnr-table -->", "<!-- /psnr-table -->")
 
 def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
     """All result rows of a folder's CSV files; raises InputError if there are none."""
-    files = sorted(Path(folder).glob("*.csv"))
-    if not files:
+    rows = read_rows(sorted(Path(folder).glob("*.csv")))
+    if rows.empty:
         raise InputError(f"{folder}: no result rows; run 'make report PROFILE=paper'")
-    options = {"dtype": {"image": str}, "keep_default_na": False, "na_values": {"psnr": "", "ssim": ""}}
-    return pd.concat([pd.read_csv(file, **options) for file in files], ignore_index=True)
+    return rows
 
 
 def read_published() -> pd.DataFrame:
@@ -33,8 +34,36 @@ def read_published() -> pd.DataFrame:
     return pd.read_csv(ROOT / "data" / "published.csv")
 
 
+def network_of(rows: pd.DataFrame) -> pd.Series:
+    """Of each row: "dedicated" where its weights file is named after the row's noise (colour-gaussian25-...), "general" where
+    it is not, "" where there is none.
+    """
+
+    def kind(weights: str, noise: str, parameter: float | str) -> str:
+        label = f"{noise}{parameter}" if isinstance(parameter, str) else f"{noise}{parameter:g}"
+        return "" if not weights else "dedicated" if f"-{label}-" in weights else "general"
+
+    kinds = [kind(*row) for row in rows[["weights", "noise", "parameter"]].itertuples(index=False)]
+    return pd.Series(kinds, rows.index, dtype=str)
+
+
+def pick(rows: pd.DataFrame, known: int = 1, network: str = "dedicated") -> pd.DataFrame:
+    """The rows of a table: with the parameter known or estimated, from one kind of network (`network_of`); those without a
+    network are in every table.
+
+    Raises InputError naming the files where two networks of that kind would be averaged.
+    """
+    kinds = network_of(rows)
+    chosen = rows[(rows.known == known) & kinds.isin(["", network])]
+    files = chosen.groupby(["dataset", "method", "noise", "parameter"]).weights.unique()
+    for (dataset, method, *_), names in files.items():
+        if len(names) > 1:
+            raise InputError(f"data/results: {method} on {dataset} has rows of {' and '.join(sorted(names))}; keep those of one file")
+    return chosen
+
+
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean PSNR and its 95 % interval over the images of each data set, method and noise.
+    """Mean PSNR and its 95 % interval over the images of each data set, method and noise, of rows that `pick` gave.
 
     The noise seeds of an image are averaged first: they are no independent images. The interval is
     mean +- t s / sqrt(n), column `interval` its half width.
@@ -46,39 +75,40 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return summary.drop(columns="std").rename(columns={"count": "images"})
 
 
-def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0) -> pd.DataFrame:
+def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0, known: int = 1, network: str = "dedicated") -> pd.DataFrame:
     """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
-    Columns that would be empty are left out, and so are published figures marked as misprints.
+    `known` and `network` are those of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
     """
-    summary = summarise(results[(results.noise == "gaussian") & (results.parameter == sigma)]).set_index(["dataset", "method"])
-    figures = published[(published.noise == "gaussian") & (published.parameter == sigma) & (published.known == 1)]
+    rows = pick(results[(results.noise == "gaussian") & (results.parameter == sigma)], known, network)
+    summary = summarise(rows).set_index(["dataset", "method"])
+    figures = published[(published.noise == "gaussian") & (published.parameter == sigma) & (published.known == known)]
     figures = figures[~figures.note.astype(str).str.startswith("misprint")]
     claims = figures[figures.method.isin(["noise2score", "earlier-reproduction"])].set_index(["dataset", "method"]).psnr
-    rows = []
-    for dataset in DATASETS:
-        for method in ("noisy", "nlm", OURS):
-            if (dataset, method) not in summary.index:
-                raise InputError(f"data/results: no rows of {method} on {dataset} at sigma {sigma:g}; run 'make report PROFILE=paper'")
-        ours, paper = summary.loc[(dataset, OURS)], claims.get((dataset, "noise2score"), np.nan)
-        twin = summary["mean"].get((dataset, TWIN), np.nan)
-        rows.append(
-            {
-                "set": dataset,
-                "images": ours["images"],
-                "noisy": summary["mean"][dataset, "noisy"],
-                "non-local means": summary["mean"][dataset, "nlm"],
-                "ours, the paper's loss": summary["mean"].get((dataset, PLAIN), np.nan),  # trained in colour only
-                "ours": ours["mean"],
-                "95 % interval": ours["interval"],
-                "supervised twin": twin,
-                "to the twin": ours["mean"] - twin,
-                "paper": paper,
-                "to the paper": ours["mean"] - paper,
-                "earlier reproduction": claims.get((dataset, "earlier-reproduction"), np.nan),
-            }
-        )
-    return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
+    table = pd.DataFrame([_table_row(dataset, sigma, summary, claims) for dataset in DATASETS])
+    return table.set_index("set").dropna(axis=1, how="all")
+
+
+def _table_row(dataset: str, sigma: float, summary: pd.DataFrame, claims: pd.Series) -> dict[str, Any]:
+    for method in ("noisy", "nlm", OURS):
+        if (dataset, method) not in summary.index:
+            raise InputError(f"data/results: no rows of {method} on {dataset} at sigma {sigma:g}; run 'make report PROFILE=paper'")
+    ours, paper = summary.loc[(dataset, OURS)], claims.get((dataset, "noise2score"), np.nan)
+    twin = summary["mean"].get((dataset, TWIN), np.nan)
+    return {
+        "set": dataset,
+        "images": ours["images"],
+        "noisy": summary["mean"][dataset, "noisy"],
+        "non-local means": summary["mean"][dataset, "nlm"],
+        "ours, the paper's loss": summary["mean"].get((dataset, PLAIN), np.nan),  # trained in colour only
+        "ours": ours["mean"],
+        "95 % interval": ours["interval"],
+        "supervised twin": twin,
+        "to the twin": ours["mean"] - twin,
+        "paper": paper,
+        "to the paper": ours["mean"] - paper,
+        "earlier reproduction": claims.get((dataset, "earlier-reproduction"), np.nan),
+    }
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -104,7 +134,7 @@ def _cell(column: str, value: float) -> str:
 
 def all_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
     """The tables of every measured noise level, as Markdown, each under its sigma."""
-    sigmas = sorted(results[results.dataset.isin(DATASETS)].parameter.unique())
+    sigmas = sorted(results[results.dataset.isin(DATASETS) & (results.noise == "gaussian")].parameter.unique())
     return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(psnr_table(results, published, sigma))}" for sigma in sigmas)
 
 

@@ -7,11 +7,14 @@ the executed notebooks also replace those in notebooks/, once all have succeeded
 """
 
 import argparse
-import ast
 import html
 import os
+import re
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jupyter_server_mathjax
@@ -30,6 +33,7 @@ from n2s_utils.files import ROOT, atomic_write
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "build" / "report"
+PROGRESS = re.compile(r".+: \d+/\d+, [\d:?]+ left")
 
 # The usual page, with links at both ends and without scripts from a CDN; STIX is the one font that comes with MathJax.
 TEMPLATE = """{% extends 'lab/index.html.j2' %}
@@ -78,15 +82,24 @@ def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
         papermill.execute_notebook(path, Path(folder) / path.name, parameters, prepare_only=True, progress_bar=False)
 
 
-def build(runs: dict[Path, dict], pages: Path = PAGES) -> None:
+def build(runs: dict[Path, dict], pages: Path = PAGES, figures: Path = ROOT / "figures") -> None:
     """Execute the notebooks and write `pages`: each as .ipynb and HTML, index.html, MathJax.
 
-    Raises InputError naming notebook and cell at the first failure; the pages so far stay, and the
-    last shows the error.
+    Raises InputError naming notebook and cell at the first failure; the pages so far stay, the last shows the error, and
+    notebooks and `figures` are as they were.
     """
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(Path(jupyter_server_mathjax.__file__).parent / "static", pages / "mathjax")
-    done, index = {}, []
+    published = [path for path, parameters in runs.items() if parameters.get("OUTPUT") == "."]
+    with _unchanged_on_failure(figures) if published else nullcontext():
+        done = _execute_all(runs, pages)
+    for path in published:
+        _write_back(path, done[path])
+
+
+def _execute_all(runs: dict[Path, dict], pages: Path) -> dict[Path, NotebookNode]:
+    done: dict[Path, NotebookNode] = {}
+    index: list[str] = []
     for number, (path, parameters) in enumerate(runs.items()):
         print(f"{path.stem} ... ", end="", flush=True)
         begin, error = time.monotonic(), None
@@ -103,9 +116,7 @@ def build(runs: dict[Path, dict], pages: Path = PAGES) -> None:
         _write_page(nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"}), pages / "index.html", "")
         if error:
             raise error
-    for path, parameters in runs.items():
-        if parameters.get("OUTPUT") == ".":
-            _write_back(path, done[path])
+    return done
 
 
 def _execute(path: Path, output: Path, parameters: dict) -> None:
@@ -162,13 +173,34 @@ def _opening(path: Path) -> tuple[str, str, str]:
     return nbformat.read(path, 4).cells[0].source.partition("\n")
 
 
+@contextmanager
+def _unchanged_on_failure(folder: Path) -> Iterator[None]:
+    """Put `folder` back as it was where the block fails: new figures are no match for notebooks that stayed as they were."""
+    with tempfile.TemporaryDirectory() as kept:
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(folder)
+            shutil.copytree(kept, folder)
+            raise
+
+
+def _without_progress(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs without the lines of cli.progress, which tell of one execution only."""
+    for output in outputs:
+        if output.output_type == "stream":
+            output.text = "".join(line for line in output.text.splitlines(keepends=True) if not PROGRESS.fullmatch(line.strip()))
+    return [output for output in outputs if output.output_type != "stream" or output.text]
+
+
 def _write_back(path: Path, executed: NotebookNode) -> None:
     """Put the outputs of an execution into the notebook, and nothing else that papermill added."""
     notebook = nbformat.read(path, 4)
     outputs = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for count, cell in enumerate(code, 1):
-        cell.execution_count, cell.outputs = count, outputs[cell.id]
+        cell.execution_count, cell.outputs = count, _without_progress(outputs[cell.id])
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
@@ -177,11 +209,15 @@ def _write_back(path: Path, executed: NotebookNode) -> None:
 
 
 def _value(text: str) -> object:
-    """A Python literal; anything else, such as a bare word, is a string."""
+    """As a profile would have it: YAML."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"-p: {text!r} is no YAML value") from None
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 1e-3 for a word
+    except ValueError:
+        return value
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""What feeds a training: crops of noisy pictures, in the coordinate of their noise, and what the objective needs beside them."""
+
+import copy
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from n2s_utils.cli import InputError
+from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
+from n2s_utils.noise import Model
+from n2s_utils.objectives import Objective, Regression
+
+Batch = tuple[torch.Tensor, ...]  # what a loss takes after the network: (c, u, s_a) or (c, target)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The table [data] of a configuration."""
+
+    dataset: str = "CBSD400"
+    held_out: str = "CBSD32"  # noisy pictures for the held-out loss
+    noise_seed: int = 0
+    second_seed: int = 0  # of the second realization, for noise2noise; another than noise_seed
+    fresh_noise: bool = False  # supervised and noise2noise only: new noise at every step, not one realization per picture
+    keep_every: int = 1  # train on every so-many-th picture of the set
+    held_out_pixels: int = 64 * 64**2  # about so many, in whole crops
+
+    def __post_init__(self):
+        for field in ("noise_seed", "second_seed"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field} = {getattr(self, field)}: give a whole number from 0")
+        for field in ("keep_every", "held_out_pixels"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
+
+
+class Feed:
+    """The crops of a run. Of clean pictures only an objective that asks for them by name is handed any.
+
+    Raises InputError if sets and objective do not fit together.
+    """
+
+    def __init__(self, data: Data, noise: Model, objective: Objective, crop: int, draws: int = 1, device: str = "cpu"):
+        self.data, self.noise, self.objective, self.crop, self.draws, self.device = data, noise, objective, crop, draws, device
+        if data.fresh_noise and objective.needs == "noisy":
+            raise InputError("fresh_noise = true: the objective learns from one noisy realization; leave it out")
+        if objective.needs == "pair" and data.second_seed == data.noise_seed:
+            raise InputError(f"second_seed = {data.second_seed}: a pair needs a second realization; give another than noise_seed")
+        self.channels = image_set(data.dataset).channels
+        if image_set(data.held_out).channels != self.channels:
+            raise InputError(f"held_out = {data.held_out!r}: not the channels of {data.dataset!r}")
+        self.crops = self.training_crops(self._coordinates(self.noisy(data.dataset, data.noise_seed)))
+        self.targets = self._targets(data.dataset, data.fresh_noise)
+        self.held_out = self._held_out()
+
+    def noisy(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
+        """Name -> noisy picture y."""
+        return noisy_pictures(dataset, self.noise, seed)
+
+    def kept(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of a set that are trained on."""
+        return dict(islice(pictures.items(), 0, None, self.data.keep_every))
+
+    def training_crops(self, pictures: dict[str, np.ndarray]) -> Crops:
+        """Crops of the pictures that are trained on."""
+        return Crops(self.kept(pictures), self.crop, self.device)
+
+    @property
+    def sha256(self) -> str:
+        """Of the noisy training pictures, in c."""
+        return self.crops.sha256
+
+    def batch(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Batch:
+        """The crops of a step, a pure function of (seed, step); `part` of the `size` crops alone, as one process of several takes it."""
+        rng = np.random.default_rng([seed, step])
+        same_places = copy.deepcopy(rng)
+        c = self.crops.batch(size, rng)
+        if self.targets is None:
+            return self._with_probe(c, rng, step * size, part)
+        target = self.targets.batch(size, same_places)
+        if self.data.fresh_noise:
+            c = self.noise.coordinate(self._fresh(target, rng))
+            target = target if self.objective.needs == "clean" else self._fresh(target, rng)
+        return c[part], target[part]
+
+    def _with_probe(self, c: torch.Tensor, rng: np.random.Generator, crops_seen: int | None, part: slice) -> Batch:
+        """(c, u, s_a), `draws` of u per crop; the levels of held-out crops (`crops_seen` None) are spread over their range."""
+        assert not isinstance(self.objective, Regression)
+        size = len(c)
+        u = self.objective.probe(_repeat(c, self.draws), torch.Generator(c.device).manual_seed(int(rng.integers(2**63))))
+        if crops_seen is None:
+            levels = np.geomspace(self.objective.s_min, self.objective.s_max, size)
+        else:
+            levels = self.objective.noise_levels(crops_seen, size, rng)
+        s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(c.device)
+        u = torch.cat([u[draw * size : (draw + 1) * size][part] for draw in range(self.draws)])
+        return _repeat(c[part], self.draws), u, s_a[part].repeat(self.draws, 1, 1, 1)
+
+    def _coordinates(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: self.noise.coordinate(y) for name, y in pictures.items()}
+
+    def _targets(self, dataset: str, fresh: bool) -> Crops | None:
+        if self.objective.needs == "noisy":
+            return None
+        if self.objective.needs == "clean" or fresh:
+            return self.training_crops(dict(load(dataset)))
+        return self.training_crops(self.noisy(dataset, self.data.second_seed))
+
+    def _held_out(self) -> Batch:
+        """Fixed crops of noisy pictures not trained on, the same for every run."""
+        data, size = self.data, max(self.data.held_out_pixels // self.crop**2, 1)
+        rng = np.random.default_rng(0)
+        same_places = copy.deepcopy(rng)
+        c = Crops(self._coordinates(self.noisy(data.held_out, data.noise_seed)), self.crop, self.device).batch(size, rng)
+        if self.objective.needs == "noisy":
+            return self._with_probe(c, rng, None, slice(None))
+        clean = self.objective.needs == "clean"
+        pictures = dict(load(data.held_out)) if clean else self.noisy(data.held_out, data.second_seed)
+        return c, Crops(pictures, self.crop, self.device).batch(size, same_places)
+
+    def _fresh(self, clean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        noisy = torch.from_numpy(self.noise.sample(clean.cpu().numpy(), rng))
+        return noisy.to(clean.device, memory_format=torch.channels_last)
+
+
+def _repeat(c: torch.Tensor, times: int) -> torch.Tensor:
+    """c (B, C, H, W) `times` after itself, still channels_last, which repeat would drop."""
+    return c if times == 1 else torch.cat([c] * times).contiguous(memory_format=torch.channels_last)

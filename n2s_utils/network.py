@@ -1,0 +1,67 @@
+"""The score network: any U-Net, preconditioned, so that it serves every noise model and every parameter of it."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from n2s_utils.cli import InputError
+from n2s_utils.noise import Model
+from n2s_utils.unet import UNet
+
+
+# Modules from (B, channels, H, W) to the same shape, H and W multiples of their `stride`, whose outputs depend on pixels
+# at most `reach` away. A further network is one more entry.
+NETWORKS: dict[str, type] = {"unet": UNet}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The table [network] of a configuration, and what a weights file's record says of its network.
+
+    `deviation` is that of the noise in what the network sees. A fresh network puts out about 0.1, while the score of
+    noise of deviation 0.1 has a magnitude near 10: `output_scale` spares Adam the climb.
+    """
+
+    name: str = "unet"  # a key of NETWORKS
+    deviation: float = 0.1
+    output_scale: float = 10.0
+    kink: str = "silu"  # of the activations, see unet.LeakyReLU
+    kink_width: float = 0.05
+    shared_blocks: bool = False
+
+    def build(self, channels: int) -> "ScoreNetwork":
+        """Fresh weights, from torch's generator; raises InputError for a value that makes no network."""
+        if self.name not in NETWORKS:
+            raise InputError(f"network {self.name!r}: choose one of {', '.join(NETWORKS)}")
+        for field in ("deviation", "output_scale"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
+        options = {name: value for name, value in asdict(self).items() if name not in ("name", "deviation")}
+        return ScoreNetwork(NETWORKS[self.name](channels, **options), self.deviation)
+
+
+class ScoreNetwork(nn.Module):
+    """The score of a noisy picture in its coordinate c, by the change of variables t = T(c) = deviation z(c):
+
+    R(c) = T'(c) N(T(c)) + (log T')'(c), N the network.
+
+    So N learns the score of t, in which the noise has one deviation for every model, parameter and brightness (as the
+    preconditioning of Karras et al. 2022 does for Gaussian noise), and weights trained at one noise are a start for every other.
+    """
+
+    def __init__(self, network: nn.Module, deviation: float):
+        super().__init__()
+        self.network, self.deviation = network, deviation
+        self.channels: int = network.channels
+        self.stride: int = network.stride
+        self.reach: int = network.reach
+
+    def forward(self, c: torch.Tensor, noise: Model) -> torch.Tensor:
+        """Score of c (B, channels, H, W), of the same shape, H and W multiples of the network's stride."""
+        t = self.deviation * noise.stabilise(c)
+        return self.deviation * noise.slope(c) * self.network(t) + noise.curvature(c)
+
+    def weight(self, c: torch.Tensor, noise: Model) -> torch.Tensor:
+        """1 / T'(c)^2: score matching weighted so counts every brightness alike, and is measured in units of N."""
+        return 1 / (self.deviation * noise.slope(c)) ** 2

@@ -1,0 +1,1 @@
+"""The report's own rooms, none of which the method needs."""

@@ -1,0 +1,123 @@
+"""Speed on this machine, in one run: python -m n2s_utils.report.bench
+
+Training crops per second in float32 and bf16 with every kind of kink; seconds per megapixel and peak memory of denoising
+0.4, 3 and 24 megapixels within the default memory, of 3 megapixels with more, and of non-local means; what bf16 costs in dB.
+Recorded in data/results/studies/bench.csv, the device and its instruction set beside each. Where bf16 is emulated it takes most
+of the time, about ten minutes in all.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import torch
+
+from n2s_utils import cli, denoiser, machine
+from n2s_utils.datasets import load
+from n2s_utils.denoiser import Denoiser
+from n2s_utils.evaluation import non_local_means, psnr, write_table
+from n2s_utils.files import ROOT
+from n2s_utils.network import Architecture
+from n2s_utils.noise import Gaussian, realization
+from n2s_utils.objectives import AntitheticARDAE
+from n2s_utils.optimisation import Optimisation, Optimizer
+from n2s_utils.unet import KINKS
+
+CROPS, SIZE = 8, 128
+SIZES = {0.4: (512, 768), 3: (1536, 2048), 24: (4000, 6000)}  # megapixels -> height, width
+NOISE = Gaussian(25.0)
+WEIGHTS = ROOT / "data" / "weights" / "colour-gaussian25-antithetic.safetensors"
+
+Row = tuple[str, float, str]
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
+    """Median seconds of `work` over `repeats` runs, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def training_speed(precision: str, kink: str) -> float:
+    """Crops of 128x128 a second through the colour U-Net: a step of the antithetic loss, two passes a crop, and Adam."""
+    torch.manual_seed(0)
+    layout = machine.memory_format_of("cpu", precision)
+    model = Architecture(kink=kink).build(3).to(memory_format=layout)
+    optimizer = Optimizer(model, Optimisation(crops=1))
+    c, u = (values.contiguous(memory_format=layout) for values in 10 * torch.rand(2, CROPS, 3, SIZE, SIZE))
+    s_a = torch.full((CROPS, 1, 1, 1), 0.1)
+
+    def step() -> None:
+        with machine.autocast("cpu", precision):
+            loss = AntitheticARDAE().loss(partial(model, noise=NOISE), c, u, s_a)
+        optimizer.step(loss, 0, None)
+
+    return CROPS / seconds_of(step, 2)
+
+
+def training_rows() -> Iterator[Row]:
+    for precision in ("fp32", "bf16"):
+        for kink in KINKS:
+            yield f"training, {precision}, {kink} kinks", training_speed(precision, kink), "crops of 128x128 a second"
+
+
+def denoising(megapixels: float, memory: float = denoiser.MEMORY) -> tuple[float, float]:
+    """Seconds per megapixel and peak memory in MB of a process that does nothing else."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_denoise_here, megapixels, memory).result()
+
+
+def _denoise_here(megapixels: float, memory: float) -> tuple[float, float]:
+    height, width = SIZES[megapixels]
+    y = np.random.default_rng(0).random((height, width, 3), np.float32)
+    single = Denoiser(denoiser.load(WEIGHTS, NOISE).network, NOISE, memory)
+    single(y[:64, :64])
+    begin = time.perf_counter()
+    single(y)
+    seconds = (time.perf_counter() - begin) / (height * width / 1e6)
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def denoising_rows() -> Iterator[Row]:
+    for megapixels, memory in ((0.4, denoiser.MEMORY), (3, denoiser.MEMORY), (3, 6.0), (24, denoiser.MEMORY)):
+        seconds, peak = denoising(megapixels, memory)
+        work = f"denoising {megapixels:g} megapixels within {memory:g} GB"
+        yield f"{work}, time", seconds, "seconds per megapixel"
+        yield f"{work}, peak memory", peak, "MB"
+
+
+def precision_rows() -> Iterator[Row]:
+    """What bf16 saves and costs on one photo."""
+    name, clean = next(load("sample", ["astronaut"]))
+    y, network = realization(clean, NOISE, "sample", name, 0), denoiser.load(WEIGHTS, NOISE).network
+    megapixels = y.shape[0] * y.shape[1] / 1e6
+    for precision in ("fp32", "bf16"):
+        single = Denoiser(network, NOISE, precision=precision)
+        yield f"denoising {name}, {precision}, time", seconds_of(partial(single, y), 1) / megapixels, "seconds per megapixel"
+        yield f"denoising {name}, {precision}, PSNR", psnr(clean, single(y)), "dB"
+    yield "denoising, non-local means, time", seconds_of(partial(non_local_means, y, NOISE)) / megapixels, "seconds per megapixel"
+
+
+def main() -> None:
+    rows: list[Row] = []
+    # Memory first, while this process is small: the peak of a new process begins at the size of its parent.
+    for part in (denoising_rows, precision_rows, training_rows):
+        for row in part():
+            print(f"{row[0]}: {row[1]:.2f} {row[2]}", flush=True)
+            rows.append(row)
+    table = pd.DataFrame(rows, columns=["work", "value", "unit"]).round(3)
+    table = table.assign(device=machine.device_name("cpu"), instructions=machine.instruction_set("cpu"), torch=torch.__version__)
+    write_table(table, ROOT / "data" / "results" / "studies" / "bench.csv")
+
+
+if __name__ == "__main__":
+    cli.run(main)
