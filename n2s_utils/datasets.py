@@ -80,7 +80,9 @@ def locate(file: str) -> Path:
     """Where a registered file lies: the scikit-image wheel, the folder N2S_DATA_DIR, or data/downloads."""
     folder, _, name = file.partition("/")
     if folder == "skimage":
-        return Path(find_spec("skimage").origin).parent / "data" / name
+        spec = find_spec("skimage")
+        assert spec and spec.origin, "scikit-image is among the dependencies"
+        return Path(spec.origin).parent / "data" / name
     return Path(os.environ.get(FOLDER_VARIABLE) or DOWNLOADS) / file
 
 
@@ -163,7 +165,8 @@ def _decode(content: bytes, path: Path, channels: int, convert: bool) -> np.ndar
 
 def _kind(image: Image.Image) -> str:
     """Pillow's mode, except where the file has more than that mode tells: 16-bit RGB, a transparent colour."""
-    raw = image.tile[0].args if image.tile else ""
+    tiles = getattr(image, "tile", ())
+    raw = tiles[0].args if tiles else ""
     if isinstance(raw, str) and ";16" in raw:
         return f"16-bit {image.mode}"
     return f"{image.mode} with transparency" if "transparency" in image.info else image.mode

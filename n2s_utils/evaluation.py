@@ -73,7 +73,7 @@ def ssim(clean: np.ndarray, output: np.ndarray) -> float:
 def result_row(
     dataset: str, image: str, method: str, model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, origin: dict
 ) -> dict[str, Any]:
-    """One row of results (COLUMNS): what was denoised how, its noise known, from which noise seed and weights (`origin_of`), and how well."""
+    """One row of results (COLUMNS): what was denoised how, from which noise seed and weights (`origin_of`), and how well."""
     return {
         "dataset": dataset,
         "image": image,
@@ -173,7 +173,9 @@ def _options() -> argparse.Namespace:
     average.add_argument("--recorruptions", type=int, metavar="J", help="average over J recorrupted inputs")
     average.add_argument("--x8", action="store_true", help="average over the eight flips and turns")
     parser.add_argument("--s-a", type=float, default=0.3, help="of the recorruptions, in units of the noise (default 0.3)")
-    parser.add_argument("--memory", type=float, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures (default 1.5)")
+    parser.add_argument(
+        "--memory", type=float, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures (default 1.5)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 

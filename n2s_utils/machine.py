@@ -4,11 +4,14 @@ import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from n2s_utils.cli import InputError
 
+Module = TypeVar("Module", bound=nn.Module)
 PRECISIONS = ("auto", "bf16", "fp32")
 # What torch.cpu.get_capabilities calls the units: AVX512-BF16, AMX, and Arm's.
 _BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -69,6 +72,11 @@ def memory_format_of(device: str, precision: str) -> torch.memory_format:
     """The layout of pictures in memory that is the faster one: channels_last, but for float32 on a CPU without AVX512."""
     slow = device == "cpu" and precision == "fp32" and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return torch.contiguous_format if slow else torch.channels_last
+
+
+def placed(model: Module, device: str, precision: str) -> Module:
+    """The model on `device`, in the layout that is the faster one there."""
+    return model.to(device).to(memory_format=memory_format_of(device, precision))  # type: ignore[call-overload]
 
 
 def device_name(device: str) -> str:

@@ -9,7 +9,6 @@ from n2s_utils.cli import InputError
 from n2s_utils.noise import Model
 from n2s_utils.unet import UNet
 
-
 # Modules from (B, channels, H, W) to the same shape, H and W multiples of their `stride`, whose outputs depend on pixels
 # at most `reach` away. A further network is one more entry.
 NETWORKS: dict[str, type] = {"unet": UNet}
@@ -53,9 +52,7 @@ class ScoreNetwork(nn.Module):
     def __init__(self, network: nn.Module, deviation: float):
         super().__init__()
         self.network, self.deviation = network, deviation
-        self.channels: int = network.channels
-        self.stride: int = network.stride
-        self.reach: int = network.reach
+        self.channels, self.stride, self.reach = (int(getattr(network, name)) for name in ("channels", "stride", "reach"))
 
     def forward(self, c: torch.Tensor, noise: Model) -> torch.Tensor:
         """Score of c (B, channels, H, W), of the same shape, H and W multiples of the network's stride."""

@@ -59,9 +59,15 @@ class ScoreMatching(Protocol):
 
     weighted: ClassVar[bool]
     needs: ClassVar[str]
-    probe: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-    s_max: float
-    s_min: float
+
+    @property
+    def probe(self) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]: ...
+
+    @property
+    def s_max(self) -> float: ...
+
+    @property
+    def s_min(self) -> float: ...
 
     def noise_levels(self, crops_seen: int, batch: int, rng: np.random.Generator) -> np.ndarray: ...
 

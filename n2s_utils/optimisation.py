@@ -63,7 +63,7 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = self.settings.rate(number, total)
         self.adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.adam.step()
         # Early steps count less, or the random start would linger in the average.

@@ -10,7 +10,6 @@ Needs only torch, numpy, pillow, safetensors and tqdm.
 """
 
 import argparse
-import dataclasses
 import math
 import signal
 import time
@@ -56,6 +55,7 @@ def train(config: Config, folder: str | Path = RUNS, feed: Callable[..., Feed] =
 
             if run.total is None:
                 run.set_budget(advance)
+            assert run.total
             advance(run.total)
         if group.first:
             checkpoint.write_metrics(weights.with_suffix(".csv"), run.rows)
@@ -99,15 +99,12 @@ class Run:
         saved = checkpoint.load(path, self.device) if path.exists() else None
         if saved:
             self._require_same(saved)
-        model = self._network().to(self.device, memory_format=self._format())
+        model = machine.placed(self._network(), self.device, self.precision)
         self.optimizer = Optimizer(model, settings)
         if saved:
             self._restore(saved)
         wrapped = group.wrap(model)
         self.forward = torch.compile(wrapped) if config.machine.compile else wrapped
-
-    def _format(self) -> torch.memory_format:
-        return machine.memory_format_of(self.device, self.precision)
 
     def _network(self) -> ScoreNetwork:
         model = self.config.network.build(self.feed.channels)
@@ -164,12 +161,13 @@ class Run:
     def loss(self, network: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The objective of a network that maps (c, noise) to the score of c."""
         noise, model = self.config.noise, self.optimizer.model
-        batch = tuple(values.contiguous(memory_format=self._format()) for values in batch)
-        score = partial(network, noise=noise)
+        layout, score = machine.memory_format_of(self.device, self.precision), partial(network, noise=noise)
+        c, *rest = (values.contiguous(memory_format=layout) for values in batch)
         if isinstance(self.objective, objectives.Regression):
-            return self.objective.loss(score, *batch)
+            return self.objective.loss(score, c, *rest)
         weight = partial(model.weight, noise=noise) if self.objective.weighted else objectives.unweighted
-        return self.objective.loss(score, *batch, weight)
+        u, s_a = rest
+        return self.objective.loss(score, c, u, s_a, weight)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:

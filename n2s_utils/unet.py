@@ -46,7 +46,8 @@ class LeakyReLU(nn.Module):
 def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight, a=0.1)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, activation)
 
 
@@ -62,7 +63,9 @@ class UNet(nn.Module):
     # nothing changes an output, which is what makes exact tiling possible.
     reach = 158
 
-    def __init__(self, channels: int, shared_blocks: bool = False, output_scale: float = 10.0, kink: str = "leaky", kink_width: float = 0.05):
+    def __init__(
+        self, channels: int, shared_blocks: bool = False, output_scale: float = 10.0, kink: str = "leaky", kink_width: float = 0.05
+    ):
         super().__init__()
         self.channels, self.output_scale = channels, output_scale
         self.activation = LeakyReLU(kink, kink_width)

@@ -46,7 +46,9 @@ def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
     shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
     wrong = sorted({n for n in shapes.keys() | state.keys() if n not in state or shapes.get(n) != state[n].shape})
     if wrong:
-        raise InputError(f"{path}: not the network of its record; missing, unknown or misshapen: {', '.join(wrong[:3])} ({len(wrong)} tensors)")
+        raise InputError(
+            f"{path}: not the network of its record; missing, unknown or misshapen: {', '.join(wrong[:3])} ({len(wrong)} tensors)"
+        )
     if channels not in (None, model.channels):
         raise InputError(f"{path}: for {model.channels} channel(s), the pictures have {channels}: use the other weights")
     model.network.load_state_dict(state)

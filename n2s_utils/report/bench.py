@@ -51,7 +51,7 @@ def training_speed(precision: str, kink: str) -> float:
     """Crops of 128x128 a second through the colour U-Net: a step of the antithetic loss, two passes a crop, and Adam."""
     torch.manual_seed(0)
     layout = machine.memory_format_of("cpu", precision)
-    model = Architecture(kink=kink).build(3).to(memory_format=layout)
+    model = machine.placed(Architecture(kink=kink).build(3), "cpu", precision)
     optimizer = Optimizer(model, Optimisation(crops=1))
     c, u = (values.contiguous(memory_format=layout) for values in 10 * torch.rand(2, CROPS, 3, SIZE, SIZE))
     s_a = torch.full((CROPS, 1, 1, 1), 0.1)

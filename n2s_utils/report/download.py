@@ -80,7 +80,7 @@ def _verify_folder(names: list[str]) -> None:
 
 def _download_files(names: list[str]) -> None:
     digests = _digests(names)
-    fetched = Counter()
+    fetched: Counter[str] = Counter()
     for file, digest in cli.progress(digests.items(), len(digests), "files", every=5):
         path = datasets.locate(file)
         if _is_good(path, digest):

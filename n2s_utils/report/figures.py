@@ -62,10 +62,10 @@ def show_pictures(
         _show(axis, picture)
         axis.set_title(title, fontsize=9)
         if zoom:
-            top, left, size = zoom
-            axis.add_patch(Rectangle((left, top), size, size, fill=False, color="gold", lw=1))
+            top, left, side = zoom
+            axis.add_patch(Rectangle((left, top), side, side, fill=False, color="gold", lw=1))
             inset = axis.inset_axes([0.58, 0.0, 0.42, 0.42 * breadth / height])
-            _show(inset, picture[top : top + size, left : left + size])
+            _show(inset, picture[top : top + side, left : left + side])
             inset.set(xticks=[], yticks=[])
             inset.grid(False)
             inset.spines[:].set(visible=True, color="gold")

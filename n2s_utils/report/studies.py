@@ -40,7 +40,7 @@ from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.noise import Gaussian, realization, rng
-from n2s_utils.report.faults import FaultyFeed, Faults, evaluate_as_earlier
+from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
 

@@ -75,7 +75,9 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return summary.drop(columns="std").rename(columns={"count": "images"})
 
 
-def psnr_table(results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0, known: int = 1, network: str = "dedicated") -> pd.DataFrame:
+def psnr_table(
+    results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0, known: int = 1, network: str = "dedicated"
+) -> pd.DataFrame:
     """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
     `known` and `network` are those of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
