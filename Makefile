@@ -17,12 +17,13 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 report: $(STAMP) ## execute every notebook into build/report/ [PROFILE=sample|paper|train] [PARAMS="-p DEVICE cuda"]
-	@$(if $(filter paper train,$(PROFILE)),$(PYTHON) -m n2s_utils.download)
+	@$(if $(filter paper train,$(PROFILE)),$(PYTHON) -m n2s_utils.report.download)
 	@$(PYTHON) -m n2s_utils.report --profile $(PROFILE) $(PARAMS)
 
-# Both parts run, whatever the first says; nbval executes each notebook once, with the sample parameters.
-test: $(STAMP) ## run pytest, then nbval over every notebook in the sample profile
+# All parts run, whatever the first says; nbval executes each notebook once, with the sample parameters.
+test: $(STAMP) ## run lint, pytest, then nbval over every notebook in the sample profile
 	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
 	MPLBACKEND=Agg $(PYTHON) -m pytest || status=1; \
 	rm -rf build/nbval; \
 	$(PYTHON) -m n2s_utils.report --prepare build/nbval && \
@@ -33,19 +34,21 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(PYTHON) -m jupyter lab notebooks
 
 data: $(STAMP) ## download and verify the image sets into data/downloads/ [SETS="Kodak24 Set12"]
-	@$(PYTHON) -m n2s_utils.download $(SETS)
+	@$(PYTHON) -m n2s_utils.report.download $(SETS)
 
 results: $(STAMP) ## rewrite the README's table from data/results/
-	@$(PYTHON) -m n2s_utils.tables
+	@$(PYTHON) -m n2s_utils.report.tables
 
 bench: $(STAMP) ## time training and inference on this machine
-	@$(PYTHON) -m n2s_utils.bench
+	@$(PYTHON) -m n2s_utils.report.bench
 
-lint: $(STAMP) ## check the code with ruff
+lint: $(STAMP) ## check code and notebooks with ruff, the types of n2s_utils with mypy
 	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check --quiet || { echo "error: unformatted files; run $(PYTHON) -m ruff format" >&2; exit 1; }
+	@$(PYTHON) -m mypy
 
 clean: ## remove .venv, caches and build/, but for the checkpoints in build/runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +; fi
 
 $(STAMP): pyproject.toml .ci/constraints.txt

@@ -1,18 +1,29 @@
 """Noise2Score: learn the score of noisy images, denoise with Tweedie's formula (Kim & Ye, NeurIPS 2021).
 
-The rooms, each importing only from those above it:
+The rooms of the method, each importing only from those above it:
     cli, files      one-line errors, progress lines; atomic writes, hashes
-    noise           Gaussian, Poisson, Gamma: sampling and posterior means
-    unet            the score network
-    objectives      AR-DAE and its antithetic form
+    machine         device, precision and their names
+    noise           the noise models: sampling, coordinate, posterior mean
+    unet            the U-Net
+    network         the score network: any U-Net, preconditioned for every noise
+    objectives      AR-DAE and its antithetic form, the twins
     datasets        image sets, fixed training noise, crops
+    feed            what feeds a training
+    optimisation    learning rate, Adam, EMA
+    config          the configuration of a training, in tables
     weights         trained networks as safetensors with their record
+    checkpoint      what is saved of a run
+    parallel        one run on several processes
     training        one loop for every objective
-    evaluation      whole-image denoising, PSNR and SSIM, result rows
+    denoiser        weights and noise make a denoiser
+    evaluation      PSNR and SSIM, result rows, the command for a folder
+
+And in report, which the method does not need:
     figures         pictures for the notebooks
     tables          the PSNR tables of notebook 05 and the README
+    faults          the earlier reproduction's faults and its way of measuring (notebook 07)
     studies         short runs trained and measured, a row each (notebooks 06, 07)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
-    report          execute the notebooks (needs papermill and nbconvert)
+    pages           execute the notebooks into web pages (needs papermill and nbconvert)
 """
