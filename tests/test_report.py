@@ -57,7 +57,10 @@ def test_a_profile_with_an_unknown_parameter_is_refused(folder):
         pages.plan("typo", {}, [], folder)
 
 
-@pytest.mark.parametrize(("text", "value"), [("50", 50), ("1e-3", 0.001), ("cuda", "cuda"), ("['Kodak']", ["Kodak"]), ("a b", "a b"), ("false", False), ("~", None)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("50", 50), ("1e-3", 0.001), ("cuda", "cuda"), ("['Kodak']", ["Kodak"]), ("a b", "a b"), ("false", False), ("~", None)],
+)
 def test_values_on_the_command_line(text, value):
     assert pages._value(text) == value and type(pages._value(text)) is type(value)
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from n2s_utils import training
+from n2s_utils.config import read_stages
 from n2s_utils.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -61,16 +61,16 @@ def test_profiles_agree_and_only_sample_leaves_the_checkout_alone():
     for name, values in profiles.items():
         assert values["PROFILE"] == name and values.keys() == profiles["sample"].keys()
         for run in values["RUNS"]:
-            training.read_config(ROOT / run)
+            read_stages(ROOT / run)
 
 
 def test_train_profile_repeats_every_stage_of_the_weights_in_order():
     runs = yaml.safe_load((ROOT / "notebooks" / "profiles" / "train.yaml").read_text())["RUNS"]
     assert set(runs) == {f"data/weights/{path.name}" for path in (ROOT / "data" / "weights").glob("*.toml")}
-    names = [training.read_config(ROOT / run).name for run in runs]
-    for place, run in enumerate(runs):
-        start = training.read_config(ROOT / run).start
-        assert not start or Path(start).stem in names[:place], run
+    names = []
+    for config in (config for run in runs for config in read_stages(ROOT / run)):
+        assert not config.start or Path(config.start).stem in names, config.name
+        names.append(config.name)
 
 
 def test_help_lists_every_verb():
@@ -79,7 +79,35 @@ def test_help_lists_every_verb():
         pytest.skip("no make")
     listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     assert [line.split()[1] for line in listed.splitlines()] == verbs
-    assert {"report", "test", "lab", "data", "results", "bench"} <= set(verbs)
+    assert {"report", "test", "lab", "data", "results", "bench", "lint"} <= set(verbs)
+
+
+def rooms():
+    """The modules in the order in which the package's text lists them, the method's before the report's."""
+    text = (ROOT / "n2s_utils" / "__init__.py").read_text()
+    listed = re.findall(r"^    ([a-z_, ]+?)  +\S", text, re.MULTILINE)
+    found = {path.stem: path for path in (ROOT / "n2s_utils").rglob("*.py")}
+    return [found[name] for line in listed for name in line.split(", ")]
+
+
+def test_every_room_is_listed_and_imports_only_from_those_above_it():
+    listed = rooms()
+    assert set(listed) == {path for path in (ROOT / "n2s_utils").rglob("*.py") if not path.name.startswith("__")}
+    for place, room in enumerate(listed):
+        for node in ast.walk(ast.parse(room.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module or not node.module.startswith("n2s_utils"):
+                continue
+            imported = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            below = [other.stem for other in listed[place:] if ".".join(other.relative_to(ROOT).with_suffix("").parts) in imported]
+            assert not below, f"{room.name} imports {below}"
+
+
+def test_rooms_and_functions_are_small():
+    for room in rooms():
+        text = room.read_text()
+        assert len(text.splitlines()) <= 300, room
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        assert not [node.name for node in functions if node.end_lineno - node.lineno >= 50], room
 
 
 def test_no_file_names_a_registry():
