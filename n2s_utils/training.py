@@ -75,7 +75,10 @@ def _start_of(config: Config, folder: Path) -> Path | None:
     if not config.start:
         return None
     named = folder / config.start / f"{config.start}.safetensors"
-    return named if named.exists() else ROOT / config.start
+    path = named if named.exists() else ROOT / config.start
+    if not path.is_file():
+        raise InputError(f"start = {config.start!r}: no such weights file in the repository, nor a run of that name in {folder}")
+    return path
 
 
 class Run:

@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import dataclasses
 import hashlib
 import os
 from contextlib import contextmanager
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from n2s_utils import config, datasets
 from n2s_utils.cli import InputError
 from n2s_utils.config import Config
+from n2s_utils.network import Architecture
 
 BENCHMARKS_PRESENT = datasets.locate("Set12/01.png").is_file()
 
@@ -49,8 +52,22 @@ def tiny(**changes) -> Config:
     return config.from_tables(tiny_tables(**changes))
 
 
+def record_of(architecture: Architecture, channels: int, **tables) -> dict:
+    """As much of a record as a weights file is loaded by, and further tables of its configuration."""
+    return {"channels": channels, "config": {"network": dataclasses.asdict(architecture)} | tables}
+
+
 def pytest_report_header():
     return f"recorded PSNR is checked on {'the benchmark images' if BENCHMARKS_PRESENT else 'the sample photos: no benchmark images here'}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The pictures of the tests are so small that threads cost more than they gain, above all where processors are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whole-image denoising: sizes, tiles, measures, and the command."""
+"""Measures, result rows, and the command that denoises a folder."""
 
 import json
 import subprocess
@@ -8,25 +8,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import record_of
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from n2s_utils import evaluation, noise
+from n2s_utils import cli, denoiser, evaluation, noise
 from n2s_utils.files import sha256
-from n2s_utils.unet import RECEPTIVE_RADIUS, UNet, require_device
+from n2s_utils.network import Architecture
 from n2s_utils.weights import save_weights
 
 
-@pytest.fixture(scope="module")
-def model():
+def _save(path, model, objective="ar-dae", **data):
     torch.manual_seed(0)
-    return UNet(1).eval()
+    network = Architecture().build(1).network
+    record = record_of(Architecture(), 1, objective={"name": objective}, noise={"model": model.name} | model.parameters, data=data)
+    save_weights(network.state_dict(), path, record)
+    return path
 
 
 @pytest.fixture(scope="module")
-def weights(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "grey.safetensors"
-    save_weights(model.state_dict(), path, {"config": {"objective": "ar-dae", "parameter": 25.0}})
-    return path
+def weights(tmp_path_factory):
+    return _save(tmp_path_factory.mktemp("weights") / "grey.safetensors", noise.Gaussian(25.0))
 
 
 @pytest.fixture
@@ -41,82 +43,6 @@ def folder(tmp_path):
 
 def command(*arguments):
     return subprocess.run([sys.executable, "-m", "n2s_utils.evaluation", *map(str, arguments)], capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (31, 33), (32, 64), (65, 3)])
-def test_any_size_denoises_to_the_same_size(model, shape):
-    y = np.random.default_rng(0).random((*shape, 1), np.float32)
-    output = evaluation.denoise(model, y, noise.Gaussian(25))
-    assert output.shape == y.shape
-    assert np.isfinite(output).all()
-
-
-class Shrinkage(torch.nn.Module):
-    """R(y) = -a y, so that all averages are known."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, y):
-        return -self.a * y
-
-
-def test_recorrupted_average_is_the_tweedie_step_at_the_larger_noise():
-    y = np.random.default_rng(0).random((32, 32, 3), np.float32)
-    gaussian, s_a, draws = noise.Gaussian(51), 0.3, 400
-    output = evaluation.denoise_recorrupted(Shrinkage(), y, gaussian, s_a, draws, np.random.default_rng(1))
-    shrink = 1 - 2 * (0.2**2 + s_a**2)
-    assert output.shape == y.shape
-    assert np.mean(output / shrink - y) == pytest.approx(0, abs=4 * s_a / np.sqrt(draws * y.size))
-    assert np.std(output / shrink - y) == pytest.approx(s_a / np.sqrt(draws), rel=0.05)
-
-
-@pytest.mark.parametrize(("draws", "s_a"), [(0, 0.03), (-1, 0.03), (4, 0.0), (4, float("nan"))])
-def test_no_recorruption_is_refused(model, refused, draws, s_a):
-    with refused(f"recorruptions = {draws}", f"s_a = {s_a}"):
-        evaluation.denoise_recorrupted(model, np.zeros((32, 32, 1), np.float32), noise.Gaussian(25), s_a, draws, np.random.default_rng(0))
-
-
-def test_x8_is_plain_for_a_network_without_direction_and_turns_with_the_picture(model):
-    y = np.random.default_rng(0).random((40, 33, 1), np.float32)
-    gaussian = noise.Gaussian(25)
-    np.testing.assert_allclose(evaluation.denoise_x8(Shrinkage(), y, gaussian), evaluation.denoise(Shrinkage(), y, gaussian), rtol=1e-5)
-    output = evaluation.denoise_x8(model, y, gaussian)
-    turned = evaluation.denoise_x8(model, np.ascontiguousarray(np.rot90(y[::-1])), gaussian)
-    np.testing.assert_allclose(turned, np.rot90(output[::-1]), atol=1e-5)
-
-
-def test_multiples_of_32_are_not_padded(model):
-    y = np.random.default_rng(0).random((64, 96, 1), np.float32)
-    with torch.no_grad():
-        direct = model(torch.from_numpy(y.transpose(2, 0, 1)[None])).numpy()[0].transpose(1, 2, 0)
-    np.testing.assert_allclose(evaluation.score(model, y), direct, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(64, 3200, 1), (3200, 64, 1)])
-def test_tiles_leave_no_seam(model, shape):
-    y = np.random.default_rng(0).random(shape, np.float32)
-    assert y.size > (64 + 2 * RECEPTIVE_RADIUS) ** 2, "or the second call would use one pass as well"
-    whole = evaluation.score(model, y, tile=1024)
-    tiled = evaluation.score(model, y, tile=64)
-    assert np.abs(whole).max() > 1
-    np.testing.assert_allclose(tiled, whole, atol=1e-4)
-
-
-def test_the_earlier_protocol_measures_crops_under_8_bit_noise_of_cbsd68_only():
-    model, pictures = noise.Gaussian(25), [("a", np.zeros((40, 50, 3), np.float32))]
-    seen = []
-    means = evaluation.evaluate_as_earlier("CBSD68", pictures, model, lambda y: seen.append(y) or y, draws=5, size=32)
-    assert means.shape == (5,) and {y.shape for y in seen} == {(32, 32, 3)}
-    whole = evaluation.quantised(noise.realization(pictures[0][1], model, "CBSD68", "a", 0))
-    assert whole.min() == 0 and np.allclose(whole * 255, np.round(whole * 255), atol=1e-4)
-    assert all(set(np.unique(y)) <= set(np.unique(whole)) for y in seen) and len({y.tobytes() for y in seen}) > 1
-    # Half of the noise on black is cut off: its PSNR is that of the other half.
-    assert means.mean() == pytest.approx(-10 * np.log10(model.std**2 / 2), abs=0.1)
-    seen.clear()
-    evaluation.evaluate_as_earlier("Kodak", pictures, model, lambda y: seen.append(y) or y, draws=2, size=32)
-    assert seen[0].min() < 0 and not np.array_equal(seen[0], seen[1])
 
 
 def test_psnr_of_known_errors():
@@ -139,6 +65,29 @@ def test_ssim_of_equal_and_of_tiny_pictures():
     assert np.isnan(evaluation.ssim(clean[:10], clean[:10]))
 
 
+def _ssim(clean, output):
+    """By the paper's formula: window of deviation 1.5 cut at 3.5 deviations (11x11), moments with it, its radius cropped."""
+
+    def mean(values):
+        return gaussian_filter(values.astype(np.float64), sigma=1.5, truncate=3.5, axes=(0, 1))
+
+    x, y = clean.astype(np.float64), np.clip(output, 0, 1).astype(np.float64)
+    mu_x, mu_y = mean(x), mean(y)
+    var_x, var_y, cov = mean(x * x) - mu_x**2, mean(y * y) - mu_y**2, mean(x * y) - mu_x * mu_y
+    values = (2 * mu_x * mu_y + 0.01**2) * (2 * cov + 0.03**2) / ((mu_x**2 + mu_y**2 + 0.01**2) * (var_x + var_y + 0.03**2))
+    return values[5:-5, 5:-5].mean()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_is_that_of_wang_et_al(channels):
+    rng = np.random.default_rng(0)
+    clean = gaussian_filter(rng.random((40, 33, channels)), 2, axes=(0, 1)).astype(np.float32) * 2 - 0.5
+    clean = clean.clip(0, 1)
+    output = (clean + 0.2 * rng.standard_normal(clean.shape)).astype(np.float32)  # beyond [0, 1] too
+    assert output.min() < 0 < output.max()
+    assert evaluation.ssim(clean, output) == pytest.approx(_ssim(clean, output), abs=1e-5)
+
+
 def test_non_local_means_removes_noise_and_keeps_the_shape():
     clean = np.tile(np.linspace(0.2, 0.8, 48, dtype=np.float32), (48, 1))[:, :, None]
     y = noise.realization(clean, noise.Gaussian(25), "test", "ramp", 0)
@@ -158,6 +107,64 @@ def test_rows_have_the_columns_and_see_the_same_noise_for_every_method(tmp_path)
     assert list(pd.read_csv(tmp_path / "rows.csv").columns) == evaluation.COLUMNS == list(table.columns)
 
 
+class Counted:
+    """A denoiser that does nothing but count its calls."""
+
+    calls = 0
+
+    def __call__(self, y):
+        self.calls += 1
+        return y
+
+
+def _evaluate(denoise, seeds=(0, 1), model=noise.Gaussian(25), method="one", **options):  # noqa: B008
+    pictures = [(name, np.full((16, 16, 1), shade, np.float32)) for name, shade in (("a", 0.5), ("b", 0.25))]
+    return list(evaluation.evaluate("set", pictures, model, method, denoise, seeds, **options))
+
+
+@pytest.mark.parametrize("model", [noise.Gaussian(25), noise.PoissonGaussian(0.02, 10)], ids=lambda model: model.name)
+def test_recorded_rows_are_given_again_and_not_measured(weights, tmp_path, model):
+    first, again = Counted(), Counted()
+    rows = _evaluate(first, model=model, weights=weights)
+    evaluation.write_rows(rows, tmp_path / "rows.csv")
+    recorded = evaluation.read_rows([tmp_path / "rows.csv", tmp_path / "none.csv"])
+    assert _evaluate(again, model=model, weights=weights, recorded=recorded) == rows
+    assert (first.calls, again.calls) == (4, 0)
+    altered = recorded.assign(psnr=1.0)
+    assert {row["psnr"] for row in _evaluate(again, model=model, weights=weights, recorded=altered)} == {1.0}
+
+
+def test_rows_of_anything_else_are_measured(weights, tmp_path):
+    rows = _evaluate(Counted(), weights=weights)
+    recorded = evaluation.write_rows(rows, tmp_path / "rows.csv")
+    others = {
+        "seed": {"seeds": (2, 3)},
+        "method": {"method": "two"},
+        "noise level": {"model": noise.Gaussian(26)},
+        "no weights": {"weights": None},
+        "estimated noise": {"recorded": recorded.assign(known=0)},
+        "other weights of that name": {"recorded": recorded.assign(weights_sha256="0" * 64)},
+        "other set": {"recorded": recorded.assign(dataset="sets")},
+        "nothing recorded": {"recorded": recorded[:0]},
+    }
+    for what, options in others.items():
+        denoise = Counted()
+        measured = _evaluate(denoise, **{"weights": weights, "recorded": recorded} | options)
+        assert denoise.calls == 4 and {row["known"] for row in measured} == {1}, what
+    denoise = Counted()
+    _evaluate(denoise, seeds=(0, 1, 2), weights=weights, recorded=recorded)
+    assert denoise.calls == 2
+
+
+def test_method_names_the_objective_and_fresh_noise(tmp_path):
+    named = {"ar-dae": "noise2score", "antithetic": "noise2score-antithetic", "supervised": "supervised"}
+    for objective, method in named.items():
+        path = _save(tmp_path / f"{objective}.safetensors", noise.Gaussian(25.0), objective)
+        assert evaluation.method_of(path) == method
+    fresh = _save(tmp_path / "fresh.safetensors", noise.Gaussian(25.0), "supervised", fresh_noise=True)
+    assert evaluation.method_of(fresh) == "supervised-fresh"
+
+
 def test_command_measures_a_folder_and_writes_pictures(weights, folder, tmp_path):
     done = command("--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", "--pictures", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -172,7 +179,7 @@ def test_command_on_noisy_images_only_writes_pictures(weights, folder, tmp_path)
     done = command("--weights", weights, "--data", folder, "--sigma", 50, "--noisy", "--pictures", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "deep.png"]
-    assert "trained at sigma 25, not 50" in done.stdout and "PSNR" not in done.stdout
+    assert "trained on gaussian noise of sigma 25; used on gaussian noise of sigma 50" in done.stdout and "PSNR" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -184,15 +191,24 @@ def test_command_on_noisy_images_only_writes_pictures(weights, folder, tmp_path)
         ({"--data": "nowhere"}, ["nowhere", "no such folder"]),
         ({"--weights": "nothing.safetensors"}, ["nothing.safetensors"]),
         ({"--noisy": None}, ["--noisy", "--pictures"]),
+        ({"--sigma": None, "--csv": None}, ["noise", "--sigma, --zeta, --k"]),
+        ({"--k": "50"}, ["noise", "--sigma, --zeta, --k"]),
+        ({"--zeta": "0.1"}, ["trained for gaussian noise", "poisson-gaussian"]),
+        ({"--recorruptions": "0"}, ["recorruptions = 0"]),
     ],
 )
-def test_command_refuses_bad_input_with_one_line(weights, folder, tmp_path, change, parts):
+def test_command_refuses_bad_input_with_one_line(weights, folder, tmp_path, monkeypatch, capsys, change, parts):
     options = {"--weights": weights, "--data": folder, "--sigma": "25", "--csv": tmp_path / "rows.csv"} | change
-    done = command(*(part for option in options.items() for part in option if part is not None))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    flags = {"--noisy"}
+    given = {name: value for name, value in options.items() if value is not None or name in flags}
+    monkeypatch.setattr(sys, "argv", ["evaluation", *(str(part) for option in given.items() for part in option if part is not None)])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(evaluation.main)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.count("\n") == 1 and error.startswith("error: ")
     for part in parts:
-        assert part in done.stderr
+        assert part in error
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -213,7 +229,33 @@ def test_weights_without_their_record_are_refused(weights, refused):
     assert json.loads(content)["sha256"] == sha256(weights)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_refused(refused):
-    with refused("cuda", "cpu"):
-        require_device("cuda")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (noise.Poisson(0.1), ("--zeta", 0.1)),
+        (noise.Gamma(50.0), ("--k", 50)),
+        (noise.PoissonGaussian(0.1, 10.0), ("--zeta", 0.1, "--sigma", 10)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_command_serves_every_noise_model(folder, tmp_path, monkeypatch, model, options):
+    path = _save(tmp_path / "other.safetensors", model)
+    arguments = ["evaluation", "--weights", path, "--data", folder, *options, "--csv", tmp_path / "rows.csv"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    evaluation.main()
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert set(rows.noise) == {model.name} and set(rows.parameter) == {model.parameter} and rows.psnr.notna().all()
+    [(name, clean), _] = evaluation.load_folder(folder, 1)
+    output = denoiser.load(path, model)(noise.realization(clean, model, "in", name, 0))
+    assert rows.psnr[0] == pytest.approx(evaluation.psnr(clean, output), abs=1e-3)
+
+
+def test_command_averages(weights, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(np.full((16, 20), 128, np.uint8)).save(folder / "a.png")
+    for options, suffix in ((("--x8",), "-x8"), (("--recorruptions", "2"), "-recorrupted")):
+        arguments = ["evaluation", "--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", *options]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        evaluation.main()
+        assert set(pd.read_csv(tmp_path / "rows.csv").method) == {"noise2score" + suffix}

@@ -1,36 +1,51 @@
 """Studies: runs trained and measured once, rows that are whole, current and named."""
 
 import dataclasses
+import json
 
 import pandas as pd
 import pytest
 
-from n2s_utils import studies, training
+from n2s_utils import training
+from n2s_utils.report import studies
+from n2s_utils.report.faults import Faults
 
 STUDY = """
-[common]
-objective = "antithetic"
-s_max = 0.05
-s_min = 0.01
+[common.data]
 dataset = "tiny"
 held_out = "tiny-held-out"
+held_out_pixels = 4096
+
+[common.noise]
+model = "gaussian"
+sigma = 25
+
+[common.objective]
+name = "antithetic"
+s_max = 0.5
+s_min = 0.1
+
+[common.optimisation]
 crop = 32
 batch = 1
 crops = 2
+
+[common.machine]
+precision = "fp32"
 every = 2
 
 [measure]
 dataset = "tiny"
 images = 1
 held_out = 1
-s_a = 0.03
+s_a = 0.3
 draws = 2
 
 [runs.first]
 extra = ["recorrupted", "x8"]
 
 [runs.second]
-seed = 1
+optimisation = { seed = 1 }
 """
 
 
@@ -55,7 +70,7 @@ def test_a_study_has_a_row_and_a_curve_of_every_run(study):
 def test_a_run_with_a_row_is_not_repeated_until_its_settings_change(study, monkeypatch):
     studies.run_study(study, ["first"])
     trained = []
-    monkeypatch.setattr(studies, "train", lambda config, folder: trained.append(config.name) or training.train(config, folder))
+    monkeypatch.setattr(studies, "train", lambda config, *rest: trained.append(config.name) or training.train(config, *rest))
     studies.run_study(study)
     assert trained == ["second"]
     study.write_text(STUDY.replace("seed = 1", "seed = 2"))
@@ -67,7 +82,7 @@ def test_a_run_with_a_row_is_not_repeated_until_its_settings_change(study, monke
 
 
 def test_incomplete_rows_are_refused_by_name(study, refused):
-    with refused("demo", "first, second", "n2s_utils.studies"):
+    with refused("demo", "first, second", "n2s_utils.report.studies"):
         studies.read_rows(study)
     studies.run_study(study, ["second"])
     with refused("no row of first;"):
@@ -79,9 +94,11 @@ def test_incomplete_rows_are_refused_by_name(study, refused):
     [
         ("seed = 1", "speed = 1", ("run second", "speed")),
         ("seed = 1", "seed = -1", ("run second", "seed = -1")),
+        ("seed = 1", 'seed = "one"', ("run second", "[optimisation] seed = 'one'", "type int")),
+        ("optimisation = { seed", "optimization = { seed", ("run second", "'optimization'", "optimisation")),
         ('"x8"', '"x9"', ("run first", "'x9'", "recorrupted, x8")),
         ("[measure]", "[measured]", ("[measure]", "missing")),
-        ("[common]", "[common", ("not TOML",)),
+        ("[common.data]", "[common.data", ("not TOML",)),
     ],
 )
 def test_bad_study_is_refused(study, refused, old, new, parts):
@@ -98,12 +115,13 @@ def test_unknown_run_and_missing_file_are_refused(study, refused):
 
 
 FAULTS = (
-    STUDY.partition("[runs")[0].replace("[measure]", "[measure]\nsigma = 50\nalso = { tiny-grey = 1 }")
+    STUDY.partition("[runs")[0].replace("[measure]", "[measure]\nalso = { tiny-grey = 1 }")
     + """
 [faults]
-relu = { relu_output = true }
-unscaled = { output_scale = 1 }
-scaled-by-two = { output_scale = 2 }
+relu = { network = { name = "unet-relu-output" } }
+unscaled = { network = { output_scale = 1 } }
+scaled-by-two = { network = { output_scale = 2 } }
+clipped = { pictures = { clip_noisy = true } }
 
 [bases]
 ours = []
@@ -113,7 +131,8 @@ theirs = ["scaled-by-two", "relu", "unscaled"]
 ours = { base = "ours", extra = ["earlier"] }
 ours-relu = { base = "ours", toggle = "relu" }
 theirs = { base = "theirs" }
-theirs-scale = { base = "theirs", toggle = "scaled-by-two", seed = 3 }
+theirs-scale = { base = "theirs", toggle = "scaled-by-two", optimisation = { seed = 3 } }
+ours-clipped = { base = "ours", toggle = "clipped", pictures = { cut_once = 32 } }
 """
 )
 
@@ -121,13 +140,17 @@ theirs-scale = { base = "theirs", toggle = "scaled-by-two", seed = 3 }
 def test_a_fault_is_introduced_where_it_is_missing_and_mended_where_it_is_present(study):
     study.write_text(FAULTS)
     runs = studies.read_study(study)
-    assert {name: (run.config.relu_output, run.config.output_scale, run.config.seed) for name, run in runs.items()} == {
-        "ours": (False, 10, 0),
-        "ours-relu": (True, 10, 0),
-        "theirs": (True, 2, 0),  # the later fault of the file overrules
-        "theirs-scale": (True, 1, 3),
+    networks = {name: (run.config.network.name, run.config.network.output_scale) for name, run in runs.items()}
+    assert {name: (*networks[name], run.config.optimisation.seed) for name, run in runs.items()} == {
+        "ours": ("unet", 10, 0),
+        "ours-relu": ("unet-relu-output", 10, 0),
+        "theirs": ("unet-relu-output", 2, 0),  # the later fault of the file overrules
+        "theirs-scale": ("unet-relu-output", 1, 3),
+        "ours-clipped": ("unet", 10, 0),
     }
-    assert [run.notes["direction"] for run in runs.values()] == ["", "introduced", "", "mended"]
+    assert [run.notes["direction"] for run in runs.values()] == ["", "introduced", "", "mended", "introduced"]
+    assert [run.faults.clip_noisy for run in runs.values()] == [False, False, False, False, True]
+    assert runs["ours-clipped"].faults == Faults(clip_noisy=True, cut_once=32)
 
 
 def test_rows_of_faults_name_them_and_hold_every_set(study):
@@ -142,10 +165,11 @@ def test_rows_of_faults_name_them_and_hold_every_set(study):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ('toggle = "relu"', 'toggle = "rely"', ("run ours-relu", "unknown fault 'rely'", "relu, unscaled, scaled-by-two")),
+        ('toggle = "relu"', 'toggle = "rely"', ("run ours-relu", "unknown fault 'rely'", "relu, unscaled, scaled-by-two, clipped")),
         ('["scaled-by-two", "relu"', '["scaled", "relu"', ("run theirs", "unknown fault 'scaled'", "relu, unscaled")),
         ('base = "theirs" }', 'base = "there" }', ("run theirs", "unknown base 'there'", "ours, theirs")),
-        ("{ relu_output = true }", "{ relu = true }", ("run ours-relu", "relu")),
+        ('{ name = "unet-relu-output" }', "{ relu = true }", ("run ours-relu", "relu")),
+        ("{ clip_noisy = true }", "{ clip = true }", ("run ours-clipped", "clip")),
     ],
 )
 def test_bad_fault_is_refused(study, refused, old, new, parts):
@@ -155,12 +179,77 @@ def test_bad_fault_is_refused(study, refused, old, new, parts):
         studies.read_study(study)
 
 
+def test_the_faults_of_a_run_are_those_of_its_pictures(study, monkeypatch):
+    study.write_text(FAULTS)
+    seen = []
+    monkeypatch.setattr(studies, "train", lambda config, folder, feed: seen.append(feed.keywords) or training.train(config, folder, feed))
+    studies.run_study(study, ["ours-clipped"])
+    assert seen == [{"faults": Faults(clip_noisy=True, cut_once=32)}]
+    curves = pd.read_csv(study.with_name("demo-curves.csv"))
+    assert curves.run.tolist() == ["ours-clipped"] and curves.held_out_loss.notna().all()
+
+
 def test_settings_follow_what_is_set_and_nothing_else(study):
     run = studies.read_study(study)["first"]
-    changed = dataclasses.replace(run, config=dataclasses.replace(run.config, ema=0.5))
+    changed = dataclasses.replace(run.config, optimisation=dataclasses.replace(run.config.optimisation, ema=0.5))
+    changed = dataclasses.replace(run, config=changed)
     assert changed.settings != run.settings != dataclasses.replace(run, extra=()).settings
-    study.write_text(STUDY.replace("seed = 1", "seed = 1\nema = 0.999"))  # the default
+    assert run.settings != dataclasses.replace(run, faults=Faults(cut_once=32)).settings
+    for other in (changed, dataclasses.replace(run, extra=()), dataclasses.replace(run, faults=Faults(cut_once=32))):
+        assert run.made(run.settings) and not run.made(other.settings) and not other.made(run.settings)
+    study.write_text(STUDY.replace("seed = 1", "seed = 1, ema = 0.999"))  # the default
     assert studies.read_study(study)["second"].settings != run.settings
     spelt_out = studies.read_study(study)["second"].settings
     study.write_text(STUDY)
     assert studies.read_study(study)["second"].settings == spelt_out
+
+
+def test_the_machine_is_no_setting(study):
+    run = studies.read_study(study)["first"]
+    study.write_text(STUDY.replace('precision = "fp32"\nevery = 2', 'precision = "bf16"\nevery = 1'))
+    other = studies.read_study(study)["first"]
+    assert other.config != run.config and other.settings == run.settings and other.made(run.settings)
+
+
+def _altered(settings: str, change) -> str:
+    content = json.loads(settings)
+    change(content)
+    return json.dumps(content)
+
+
+def test_a_default_that_changed_since_is_noticed_and_one_that_came_since_is_no_reason(study):
+    """A row holds every field, so a run that leaves one at its default is not taken for one of the old default."""
+    run = studies.read_study(study)["first"]
+    before = {
+        "ema": lambda content: content["config"]["optimisation"].update(ema=0.9),
+        "kink": lambda content: content["config"]["network"].update(kink="leaky"),
+        "fault": lambda content: content["faults"].update(cut_once=64),
+        "sigma": lambda content: content["config"]["noise"].update(sigma=50.0),
+        "measure": lambda content: content["measure"].update(s_a=0.4),
+    }
+    for what, change in before.items():
+        assert not run.made(_altered(run.settings, change)), what
+    unknown = {
+        "field": lambda content: content["config"]["optimisation"].pop("clip"),
+        "fault": lambda content: content["faults"].pop("slipped_flips"),
+        "table": lambda content: content["config"].pop("network"),
+    }
+    for what, change in unknown.items():
+        assert run.made(_altered(run.settings, change)), what
+    study.write_text(STUDY.replace("seed = 1", "clip = 5"))
+    second = studies.read_study(study)["second"]
+    assert not second.made(_altered(second.settings, unknown["field"]))  # it had the default, and the run has not
+
+
+def test_rows_of_an_old_default_are_measured_anew(study, monkeypatch, refused):
+    studies.run_study(study, ["second"])
+    rows = pd.read_csv(study.with_suffix(".csv"))
+    rows["settings"] = [_altered(text, lambda content: content["config"]["optimisation"].update(ema=0.9)) for text in rows.settings]
+    rows.to_csv(study.with_suffix(".csv"), index=False)
+    with refused("no row of first, second"):
+        studies.read_rows(study)
+    trained = []
+    monkeypatch.setattr(studies, "train", lambda config, *rest: trained.append(config.name) or training.train(config, *rest))
+    studies.run_study(study, ["second"])
+    settings = json.loads(pd.read_csv(study.with_suffix(".csv")).settings[0])
+    assert trained == ["second"] and settings["config"]["optimisation"]["ema"] == 0.999

@@ -111,7 +111,7 @@ def test_reach_is_the_claimed_radius():
 
 def test_nothing_beyond_the_radius_changes_an_output():
     network, rng = _network(1), np.random.default_rng(0)
-    height, width, row, column = 32, 2 * RADIUS + 128, 16, RADIUS + 64
+    height, width, row, column = 32, 2 * RADIUS + 132, 16, RADIUS + 64
     y = rng.random((1, 1, height, width), np.float32)
     far = np.abs(np.arange(width) - column) > RADIUS
     other = np.where(far, 5 * rng.standard_normal(y.shape), y).astype(np.float32)
