@@ -25,7 +25,7 @@ class Architecture:
     name: str = "unet"  # a key of NETWORKS
     deviation: float = 0.1
     output_scale: float = 10.0
-    kink: str = "silu"  # of the activations, see unet.LeakyReLU
+    kink: str = "softplus"  # of the activations, see unet.LeakyReLU
     kink_width: float = 0.05
     shared_blocks: bool = False
 

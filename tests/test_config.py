@@ -9,6 +9,7 @@ from conftest import GAMMA, PAIR, POISSON, POISSON_GAUSSIAN, TINY, tiny
 
 from n2s_utils import config, noise
 from n2s_utils.config import differences, merged, parse_change, read_stages
+from n2s_utils.network import Architecture
 from n2s_utils.optimisation import Optimisation
 
 FILE = """
@@ -44,7 +45,7 @@ optimisation = { crops = 9 }
 
 [[stages]]
 optimisation = { crop = 64, minutes = 2 }
-network = { kink = "softplus" }
+network = { kink = "leaky" }
 
 [[stages]]
 objective = { s_min = 0.2 }
@@ -181,7 +182,7 @@ def test_stages_are_chained_runs_each_with_its_own_changes(staged):
     assert [stage.start for stage in (first, second, last)] == ["", "run-1", "run-2"]
     assert [(stage.optimisation.crops, stage.optimisation.minutes) for stage in (first, second, last)] == [(9, 0), (0, 2), (6, 0)]
     assert [stage.optimisation.crop for stage in (first, second, last)] == [32, 64, 32]
-    assert [stage.network.kink for stage in (first, second, last)] == ["silu", "softplus", "silu"]
+    assert [stage.network.kink for stage in (first, second, last)] == [Architecture().kink, "leaky", Architecture().kink]
     assert [(stage.objective.s_max, stage.objective.s_min) for stage in (first, second, last)] == [(0.5, 0.1), (0.5, 0.1), (0.5, 0.2)]
     assert {stage.noise for stage in (first, second, last)} == {noise.Gaussian(25.0)}
 
@@ -275,7 +276,7 @@ def test_a_run_is_the_same_as_itself_on_any_machine_and_from_any_place_of_its_st
         ({"objective": {"name": "ar-dae", "s_max": 0.4}}, ["objective.name", "objective.s_max"]),
         ({"noise": {"model": "gaussian", "sigma": 50}}, ["noise.sigma"]),
         ({"noise": POISSON}, ["noise.model", "noise.sigma", "noise.zeta"]),
-        ({"kink": "softplus", "noise_seed": 1}, ["data.noise_seed", "network.kink"]),
+        ({"kink": "leaky", "noise_seed": 1}, ["data.noise_seed", "network.kink"]),
         ({"name": "other"}, ["name"]),
     ],
 )

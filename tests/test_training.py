@@ -29,6 +29,7 @@ from n2s_utils.weights import load_record, load_weights
 # Bit equality is promised for one thread count only.
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(files.ROOT)}
 
+
 def _rows(path: Path) -> list[dict]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -433,9 +434,7 @@ def test_a_grey_set_trains_a_grey_network(tiny_sets, tmp_path):
     assert load_weights(train(tiny(dataset="tiny-grey", held_out="tiny-grey", crops=1), tmp_path)).channels == 1
 
 
-@pytest.mark.parametrize(
-    "table", [{"model": "gaussian", "sigma": 50}, POISSON, GAMMA, POISSON_GAUSSIAN], ids=lambda table: table["model"]
-)
+@pytest.mark.parametrize("table", [{"model": "gaussian", "sigma": 50}, POISSON, GAMMA, POISSON_GAUSSIAN], ids=lambda table: table["model"])
 def test_bf16_and_every_noise_model_run(tiny_sets, tmp_path, table):
     weights = train(tiny(noise=table, precision="bf16", crops=2), tmp_path)
     assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
