@@ -99,10 +99,11 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def merged(tables: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`tables` with the fields of `changes`, table by table. A length given in one unit replaces that in the other."""
+    """`tables` with the fields of `changes`, table by table. A length given in one unit replaces that in the other, and a
+    noise that names its model the whole of [noise]."""
     result = dict(tables)
     for name, value in changes.items():
-        if isinstance(value, dict) and isinstance(result.get(name), dict):
+        if isinstance(value, dict) and isinstance(result.get(name), dict) and "model" not in value:
             length = {"crops", "minutes"}
             replaced = length if length & value.keys() else set()
             result[name] = {key: old for key, old in result[name].items() if key not in replaced} | value

@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from n2s_utils.report import pages
 from n2s_utils.cli import InputError
+from n2s_utils.report import pages
 
 PARAMETERS = 'PROFILE: str = "sample"  # profile\nOUTPUT: str = "build"  # where\nSIGMA: float = 25.0  # 0-255 scale'
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from n2s_utils.report import tables
 from n2s_utils.files import ROOT
+from n2s_utils.report import tables
 
 
 def rows(values: dict[tuple[str, int], float]) -> pd.DataFrame:
