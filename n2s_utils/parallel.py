@@ -64,11 +64,14 @@ class Group:
         return values[0]
 
 
+SINGLE = Group()
+
+
 @contextmanager
 def group_of(device: str) -> Iterator[Group]:
     """The group that torchrun's environment describes; a process that dies ends the others with one InputError."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group()
+        yield SINGLE
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

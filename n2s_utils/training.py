@@ -29,44 +29,46 @@ from n2s_utils.files import ROOT, sha256
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.noise import Gaussian
 from n2s_utils.optimisation import Optimizer
-from n2s_utils.parallel import Group, group_of
+from n2s_utils.parallel import SINGLE, Group, group_of
 from n2s_utils.weights import load_record, load_weights, save_weights
 
 RUNS = ROOT / "build" / "runs"
 
 
-def train(config: Config, folder: str | Path = RUNS, feed: Callable[..., Feed] = Feed) -> Path:
+def train(config: Config, folder: str | Path = RUNS, feed: Callable[..., Feed] = Feed, group: Group = SINGLE) -> Path:
     """Train as configured in `folder`/NAME, resuming what is there; returns the path of the weights.
 
-    `feed` is what makes the crops. Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt. Raises InputError for bad
-    data, a foreign or corrupt checkpoint, and a loss that is not finite (the last good checkpoint stays).
+    `feed` is what makes the crops, `group` the processes that share the run. Ctrl-C and SIGTERM save a checkpoint and raise
+    KeyboardInterrupt. Raises InputError for bad data, a foreign or corrupt checkpoint, and a loss that is not finite (the last
+    good checkpoint stays).
     """
     weights = Path(folder) / config.name / f"{config.name}.safetensors"
-    with group_of(config.machine.device) as group:
-        run = Run(config, weights.with_name("checkpoint.pt"), _start_of(config, Path(folder)), feed, group)
-        with _stop_on_signal() as stopped:
+    run = Run(config, weights.with_name("checkpoint.pt"), _start_of(config, Path(folder)), feed, group)
+    with _stop_on_signal() as stopped:
 
-            def advance(until: int) -> None:
-                steps = run.steps(until)
-                for _ in cli.progress(steps, until, config.name, done=run.step) if group.first else steps:
-                    if group.any(stopped()):
-                        run.save()
-                        raise KeyboardInterrupt(f"{config.name}: saved at step {run.step}; the same command goes on from there")
+        def advance(until: int) -> None:
+            steps = run.steps(until)
+            for _ in cli.progress(steps, until, config.name, done=run.step) if group.first else steps:
+                if group.any(stopped()):
+                    run.save()
+                    raise KeyboardInterrupt(f"{config.name}: saved at step {run.step}; the same command goes on from there")
 
-            if run.total is None:
-                run.set_budget(advance)
-            assert run.total
-            advance(run.total)
-        if group.first:
-            checkpoint.write_metrics(weights.with_suffix(".csv"), run.rows)
-            save_weights(run.optimizer.ema.network.state_dict(), weights, run.record())
+        if run.total is None:
+            run.set_budget(advance)
+        assert run.total
+        advance(run.total)
+    if group.first:
+        checkpoint.write_metrics(weights.with_suffix(".csv"), run.rows)
+        save_weights(run.optimizer.ema.network.state_dict(), weights, run.record())
     return weights
 
 
 def train_stages(configs: list[Config], folder: str | Path = RUNS) -> Path:
-    """Train the stages of a configuration file one after the other; returns the path of the last one's weights."""
-    for config in configs:
-        weights = train(config, folder)
+    """Train the stages of a configuration file in order, on all processes of torchrun; returns the path of the last one's weights."""
+    with group_of(configs[0].machine.device) as group:
+        for config in configs:
+            weights = train(config, folder, group=group)
+            group.any(False)  # the next stage begins once its start is written
     return weights
 
 

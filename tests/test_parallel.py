@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from n2s_utils import checkpoint, files
 from n2s_utils.network import Architecture
 from n2s_utils.parallel import Group
+from n2s_utils.weights import load_record
 
 STEPS = 30
 CONFIG = """
@@ -48,10 +49,10 @@ def _port() -> int:
         return free.getsockname()[1]
 
 
-def _start(folder, size, *changes):
+def _start(folder, size, *changes, stages=1):
     """The processes of a run, in order of rank."""
     folder.mkdir(exist_ok=True)
-    (folder / "run.toml").write_text(CONFIG)
+    (folder / "run.toml").write_text(CONFIG + "[[stages]]\n" * stages)
     command = [sys.executable, "-m", "n2s_utils.training", str(folder / "run.toml"), *changes, "--out", str(folder)]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "OMP_NUM_THREADS": "1"}
     environments = [
@@ -86,6 +87,12 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     assert apart < 0.005 * moved
     losses = [(tmp_path / size / "run" / "run.csv").read_text().splitlines()[-1].split(",")[5] for size in "12"]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4), "the loss is that of the whole batch"
+
+
+def test_two_processes_go_through_the_stages_together(tmp_path):
+    assert [process.wait(timeout=300) for process in _start(tmp_path, 2, "crops=8", stages=2)] == [0, 0]
+    first = load_record(tmp_path / "run-1" / "run-1.safetensors")
+    assert load_record(tmp_path / "run" / "run.safetensors")["start_sha256"] == first["sha256"]
 
 
 def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
