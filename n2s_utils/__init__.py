@@ -4,6 +4,7 @@ The rooms of the method, each importing only from those above it:
     cli, files      one-line errors, progress lines; atomic writes, hashes
     machine         device, precision and their names
     noise           the noise models: sampling, coordinate, posterior mean
+    mixture         noise that differs from picture to picture
     unet            the U-Net
     network         the score network: any U-Net, preconditioned for every noise
     objectives      AR-DAE and its antithetic form, the twins

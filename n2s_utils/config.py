@@ -3,7 +3,7 @@
     name = "colour"          # of the run and its weights
     start = ""               # weights file to start from, relative to the repository; empty: fresh weights
     [data]                   feed.Data
-    [noise]                  model = "gaussian" and its parameters, sigma = 25 (noise.make)
+    [noise]                  model = "gaussian" and its parameters, sigma = 25 (mixture.from_table)
     [network]                network.Architecture
     [objective]              objectives.Settings
     [optimisation]           optimisation.Optimisation
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from n2s_utils import noise
 from n2s_utils.cli import InputError
 from n2s_utils.feed import Data
 from n2s_utils.machine import Machine
+from n2s_utils.mixture import Source, from_table
 from n2s_utils.network import Architecture
 from n2s_utils.objectives import Settings
 from n2s_utils.optimisation import Optimisation
@@ -43,7 +43,7 @@ class Config:
     name: str
     objective: Settings
     optimisation: Optimisation
-    noise: noise.Model
+    noise: Source
     data: Data = field(default_factory=Data)
     network: Architecture = field(default_factory=Architecture)
     machine: Machine = field(default_factory=Machine)
@@ -69,8 +69,8 @@ def from_tables(tables: dict[str, Any]) -> Config:
         raise InputError("field 'name' is missing, or no text")
     model = _table(tables, "noise")
     values = {name: _typed(kind, name, _table(tables, name)) for name, kind in TABLES.items()}
-    chosen = noise.from_table({key: _checked(f"[noise] {key}", value, str if key == "model" else float) for key, value in model.items()})
-    return Config(name=tables["name"], start=_checked("start", tables.get("start", ""), str), noise=chosen, **values)
+    chosen = {key: _checked(f"[noise] {key}", value, str if key == "model" else float) for key, value in model.items()}
+    return Config(name=tables["name"], start=_checked("start", tables.get("start", ""), str), noise=from_table(chosen), **values)
 
 
 def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
@@ -93,6 +93,8 @@ def _typed(kind: type, section: str, table: dict[str, Any]) -> Any:
 def _checked(name: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and isinstance(value, list):  # a range
+        return [_checked(name, end, float) for end in value]
     if type(value) is not kind:
         raise InputError(f"{name} = {value!r}: give a value of type {kind.__name__}")
     return value

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from n2s_utils import noise
 from n2s_utils.cli import InputError
 from n2s_utils.files import ROOT
+from n2s_utils.mixture import Source
 
 FOLDER_VARIABLE = "N2S_DATA_DIR"
 DOWNLOADS = ROOT / "data" / "downloads"
@@ -172,9 +173,9 @@ def _kind(image: Image.Image) -> str:
     return f"{image.mode} with transparency" if "transparency" in image.info else image.mode
 
 
-def noisy_pictures(dataset: str, model: noise.Model, seed: int) -> dict[str, np.ndarray]:
+def noisy_pictures(dataset: str, source: Source, seed: int) -> dict[str, np.ndarray]:
     """Name -> the one noisy realization of every picture of a training set; the clean ones stay in here."""
-    return {name: noise.realization(x, model, dataset, name, seed) for name, x in load(dataset)}
+    return {name: noise.realization(x, source.of(dataset, name), dataset, name, seed) for name, x in load(dataset)}
 
 
 def require_size(name: str, picture: np.ndarray, size: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from n2s_utils import noise
 from n2s_utils.cli import InputError
 from n2s_utils.machine import autocast
+from n2s_utils.mixture import Mixture, Source, from_table
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.weights import load_record, load_weights
 
@@ -87,15 +88,22 @@ class Denoiser:
 
 
 def load(path: str | Path, model: noise.Model, channels: int | None = None, device: str = "cpu") -> Denoiser:
-    """The denoiser that a weights file makes for a noise model; raises InputError where it was trained for another.
+    """The denoiser that a weights file makes for a noise model; raises InputError where it was trained for another alone.
 
     A parameter other than that of the training is served by a change of variables (see network.ScoreNetwork).
     """
-    network = load_weights(path, channels)
-    trained = load_record(path)["config"]["noise"]["model"]
-    if trained != model.name:
-        raise InputError(f"{path}: trained for {trained} noise, asked to denoise {model.name}; use weights for {model.name} noise")
+    network, trained = load_weights(path, channels), trained_noise(path)
+    if not isinstance(trained, Mixture) and trained.name != model.name:
+        raise InputError(f"{path}: trained for {trained.name} noise, asked to denoise {model.name}; use weights for {model.name} noise")
     return Denoiser(network.to(device), model)
+
+
+def trained_noise(path: str | Path) -> Source:
+    """The noise that a weights file saw; raises InputError where its record does not say it."""
+    try:
+        return from_table(load_record(path)["config"]["noise"])
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{Path(path).with_suffix('.json')}: does not say which noise the weights saw ({error})") from None
 
 
 def recorrupted(denoiser: Denoiser, y: np.ndarray, s_a: float, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -26,6 +26,7 @@ from n2s_utils.cli import InputError
 from n2s_utils.datasets import load_folder
 from n2s_utils.files import ROOT, atomic_write, sha256
 from n2s_utils.machine import require_device
+from n2s_utils.mixture import Mixture
 from n2s_utils.weights import load_record
 
 COLUMNS = ["dataset", "image", "method", "noise", "parameter", "known", "seed", "psnr", "ssim", "weights", "weights_sha256"]
@@ -192,13 +193,22 @@ def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.D
     """The denoiser, the way it is used, and the suffix of the method's name."""
     loaded = denoiser.load(options.weights, model, device=require_device(options.device))
     single = denoiser.Denoiser(loaded.network, model, options.memory)
-    trained = noise.from_table(load_record(options.weights)["config"]["noise"])
-    if trained != model:
+    trained = denoiser.trained_noise(options.weights)
+    if isinstance(trained, Mixture):
+        if missed := trained.misses(model):
+            print(f"warning: {missed}, which {options.weights.name} was trained for")
+    elif trained != model:
         print(f"note: {options.weights.name} was trained on {trained}; used on {model} by a change of variables")
     if options.recorruptions is not None:
         draws = options.recorruptions
         return single, lambda y: denoiser.recorrupted(single, y, options.s_a, draws, noise.rng("recorruption")), "-recorrupted"
     return (single, partial(denoiser.x8, single), "-x8") if options.x8 else (single, single, "")
+
+
+def _warn_if_not_counts(name: str, picture: np.ndarray, model: noise.Poisson) -> None:
+    counts = model.coordinate(picture)
+    if (off := float(np.mean(np.abs(counts - counts.round()) > 0.01))) > 0.01:
+        print(f"warning: {name}: {off:.0%} of its values are no multiples of zeta {model.zeta:g}: not counts of that gain")
 
 
 def main() -> None:
@@ -212,6 +222,8 @@ def main() -> None:
     dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
     rows = []
     for name, picture in load_folder(options.data, single.network.channels):
+        if options.noisy and isinstance(model, noise.Poisson) and not model.read_variance:
+            _warn_if_not_counts(name, picture, model)
         output = denoise(picture if options.noisy else noise.realization(picture, model, dataset, name, options.seed))
         if options.pictures:
             write_picture(output, options.pictures / f"{name}.png")

@@ -9,8 +9,9 @@ import torch
 
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
-from n2s_utils.noise import Model
-from n2s_utils.objectives import Objective, Regression
+from n2s_utils.mixture import Mixture, Noise, PerCrop, Source
+from n2s_utils.noise import Poisson
+from n2s_utils.objectives import Objective, Regression, Settings
 
 Batch = tuple[torch.Tensor, ...]  # what a loss takes after the network: (c, u, s_a) or (c, target)
 
@@ -42,8 +43,9 @@ class Feed:
     Raises InputError if sets and objective do not fit together.
     """
 
-    def __init__(self, data: Data, noise: Model, objective: Objective, crop: int, draws: int = 1, device: str = "cpu"):
-        self.data, self.noise, self.objective, self.crop, self.draws, self.device = data, noise, objective, crop, draws, device
+    def __init__(self, data: Data, noise: Source, objective: Objective, crop: int, settings: Settings, device: str = "cpu"):
+        self.data, self.noise, self.objective, self.crop, self.device = data, noise, objective, crop, device
+        self.draws, self.s_counts = settings.draws, settings.s_counts
         if data.fresh_noise and objective.needs == "noisy":
             raise InputError("fresh_noise = true: the objective learns from one noisy realization; leave it out")
         if objective.needs == "pair" and data.second_seed == data.noise_seed:
@@ -51,7 +53,9 @@ class Feed:
         self.channels = image_set(data.dataset).channels
         if image_set(data.held_out).channels != self.channels:
             raise InputError(f"held_out = {data.held_out!r}: not the channels of {data.dataset!r}")
-        self.crops = self.training_crops(self._coordinates(self.noisy(data.dataset, data.noise_seed)))
+        pictures = self._coordinates(data.dataset, data.noise_seed)
+        self.names = list(self.kept(pictures))
+        self.crops = self.training_crops(pictures)
         self.targets = self._targets(data.dataset, data.fresh_noise)
         self.held_out = self._held_out()
 
@@ -77,15 +81,25 @@ class Feed:
         rng = np.random.default_rng([seed, step])
         same_places = copy.deepcopy(rng)
         c = self.crops.batch(size, rng)
+        noise = self.noise_of(seed, step, size)
         if self.targets is None:
-            return self._with_probe(c, rng, step * size, part)
+            return self._with_probe(c, noise, rng, step * size, part)
         target = self.targets.batch(size, same_places)
         if self.data.fresh_noise:
-            c = self.noise.coordinate(self._fresh(target, rng))
-            target = target if self.objective.needs == "clean" else self._fresh(target, rng)
+            c = noise.coordinate(_fresh(target, noise, rng))
+            target = target if self.objective.needs == "clean" else _fresh(target, noise, rng)
         return c[part], target[part]
 
-    def _with_probe(self, c: torch.Tensor, rng: np.random.Generator, crops_seen: int | None, part: slice) -> Batch:
+    def noise_of(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Noise:
+        """The noise of the same crops."""
+        return self._noise_of(self.data.dataset, self.names, self.crops.choose_pictures(size, np.random.default_rng([seed, step]))[part])
+
+    def _noise_of(self, dataset: str, names: list[str], chosen: np.ndarray) -> Noise:
+        if not isinstance(self.noise, Mixture):
+            return self.noise
+        return PerCrop([self.noise.of(dataset, names[picture]) for picture in chosen])
+
+    def _with_probe(self, c: torch.Tensor, noise: Noise, rng: np.random.Generator, crops_seen: int | None, part: slice) -> Batch:
         """(c, u, s_a), `draws` of u per crop; the levels of held-out crops (`crops_seen` None) are spread over their range."""
         assert not isinstance(self.objective, Regression)
         size = len(c)
@@ -94,12 +108,16 @@ class Feed:
             levels = np.geomspace(self.objective.s_min, self.objective.s_max, size)
         else:
             levels = self.objective.noise_levels(crops_seen, size, rng)
+        if self.s_counts:
+            models = noise.models if isinstance(noise, PerCrop) else [noise] * size
+            levels = np.where([isinstance(model, Poisson) for model in models], self.s_counts, levels)
         s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(c.device)
         u = torch.cat([u[draw * size : (draw + 1) * size][part] for draw in range(self.draws)])
         return _repeat(c[part], self.draws), u, s_a[part].repeat(self.draws, 1, 1, 1)
 
-    def _coordinates(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: self.noise.coordinate(y) for name, y in pictures.items()}
+    def _coordinates(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
+        """Name -> noisy picture in c."""
+        return {name: self.noise.of(dataset, name).coordinate(y) for name, y in self.noisy(dataset, seed).items()}
 
     def _targets(self, dataset: str, fresh: bool) -> Crops | None:
         if self.objective.needs == "noisy":
@@ -113,16 +131,20 @@ class Feed:
         data, size = self.data, max(self.data.held_out_pixels // self.crop**2, 1)
         rng = np.random.default_rng(0)
         same_places = copy.deepcopy(rng)
-        c = Crops(self._coordinates(self.noisy(data.held_out, data.noise_seed)), self.crop, self.device).batch(size, rng)
+        pictures = self._coordinates(data.held_out, data.noise_seed)
+        crops = Crops(pictures, self.crop, self.device)
+        c = crops.batch(size, rng)
+        self.held_out_noise = self._noise_of(data.held_out, list(pictures), crops.choose_pictures(size, copy.deepcopy(same_places)))
         if self.objective.needs == "noisy":
-            return self._with_probe(c, rng, None, slice(None))
+            return self._with_probe(c, self.held_out_noise, rng, None, slice(None))
         clean = self.objective.needs == "clean"
         pictures = dict(load(data.held_out)) if clean else self.noisy(data.held_out, data.second_seed)
         return c, Crops(pictures, self.crop, self.device).batch(size, same_places)
 
-    def _fresh(self, clean: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        noisy = torch.from_numpy(self.noise.sample(clean.cpu().numpy(), rng))
-        return noisy.to(clean.device, memory_format=torch.channels_last)
+
+def _fresh(clean: torch.Tensor, noise: Noise, rng: np.random.Generator) -> torch.Tensor:
+    noisy = torch.from_numpy(noise.sample(clean.cpu().numpy(), rng))
+    return noisy.to(clean.device, memory_format=torch.channels_last)
 
 
 def _repeat(c: torch.Tensor, times: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from n2s_utils.cli import InputError
-from n2s_utils.noise import Model
+from n2s_utils.mixture import Noise
 from n2s_utils.unet import UNet
 
 # Modules from (B, channels, H, W) to the same shape, H and W multiples of their `stride`, whose outputs depend on pixels
@@ -54,11 +54,17 @@ class ScoreNetwork(nn.Module):
         self.network, self.deviation = network, deviation
         self.channels, self.stride, self.reach = (int(getattr(network, name)) for name in ("channels", "stride", "reach"))
 
-    def forward(self, c: torch.Tensor, noise: Model) -> torch.Tensor:
+    def forward(self, c: torch.Tensor, noise: Noise) -> torch.Tensor:
         """Score of c (B, channels, H, W), of the same shape, H and W multiples of the network's stride."""
         t = self.deviation * noise.stabilise(c)
         return self.deviation * noise.slope(c) * self.network(t) + noise.curvature(c)
 
-    def weight(self, c: torch.Tensor, noise: Model) -> torch.Tensor:
-        """1 / T'(c)^2: score matching weighted so counts every brightness alike, and is measured in units of N."""
-        return 1 / (self.deviation * noise.slope(c)) ** 2
+    def weight(self, c: torch.Tensor, noise: Noise, power: float = 0.0) -> torch.Tensor:
+        """(a / mean a)^power / T'(c)^2 with a the variance of the noise at the brightness of c, its mean that of each picture.
+
+        Score matching weighted so is measured in units of N; power 0 counts every brightness alike, 1 as the squared error of
+        the picture does.
+        """
+        variance = noise.variance(noise.posterior_mean(c, noise.curvature(c)))
+        relative = variance / variance.mean((1, 2, 3), keepdim=True).clip(1e-9)  # of a black crop it is 0
+        return relative**power / (self.deviation * noise.slope(c)) ** 2

@@ -15,7 +15,7 @@ notebook 01 derives them and says which posterior functional each one really is.
 import hashlib
 from dataclasses import asdict, dataclass, fields
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -49,9 +49,27 @@ class _Model:
     def __str__(self) -> str:
         return f"{self.name} noise of " + ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
 
+    def of(self, dataset: str, image: str) -> Self:
+        """The noise of a picture of a set: the same for all."""
+        return self
+
+
+class _Unit(_Model):
+    """Noise of about unit deviation in c itself: z = c."""
+
+    def stabilise(self, c: Values) -> Values:
+        return c
+
+    def slope(self, c: Values) -> Values:
+        return _library(c).ones_like(c)
+
+    def curvature(self, c: Values) -> Values:
+        """(log g)', by which the score of c differs from g times that of z."""
+        return _library(c).zeros_like(c)
+
 
 @dataclass(frozen=True)
-class Gaussian(_Model):
+class Gaussian(_Unit):
     """y = x + n, n ~ N(0, std^2), std = sigma / 255: sigma is the noise level on the 0-255 scale. c = y / std, z = c.
 
     Raises InputError if sigma is not a finite positive number.
@@ -78,16 +96,6 @@ class Gaussian(_Model):
 
     def coordinate(self, y: Values) -> Values:
         return y / self.std
-
-    def stabilise(self, c: Values) -> Values:
-        return c
-
-    def slope(self, c: Values) -> Values:
-        return _library(c).ones_like(c)
-
-    def curvature(self, c: Values) -> Values:
-        """(log g)', by which the score of c differs from g times that of z."""
-        return _library(c).zeros_like(c)
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """E[x | y] = std (c + l(c)), which is y + std^2 l'(y) (Tweedie's formula)."""
@@ -178,7 +186,7 @@ class PoissonGaussian(Poisson):
 
 
 @dataclass(frozen=True)
-class Gamma(_Model):
+class Gamma(_Unit):
     """y = x g, g ~ Gamma(shape k, scale 1/k): speckle of mean 1 and variance 1/k. c = sqrt(k) log(1 + y / eps), z = c:
     black is 0, and the noise has about unit deviation where y is well above eps = 4/255.
 
@@ -205,16 +213,6 @@ class Gamma(_Model):
         """Raises InputError for negative intensities, which the model cannot give."""
         _check_not_negative(self.name, y)
         return self.k**0.5 * _library(y).log1p(y / self.eps)
-
-    def stabilise(self, c: Values) -> Values:
-        return c
-
-    def slope(self, c: Values) -> Values:
-        return _library(c).ones_like(c)
-
-    def curvature(self, c: Values) -> Values:
-        """(log g)', by which the score of c differs from g times that of z."""
-        return _library(c).zeros_like(c)
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """k y / ((k - 1) - y l'(y)) with y l'(y) = y / (y + eps) (sqrt(k) l(c) - 1): Kim & Ye's formula, its score in c."""

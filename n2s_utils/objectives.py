@@ -4,7 +4,7 @@ All in the coordinate c of the noise (see noise), with R(c) the score of c. Each
 pure: the same inputs give the same loss. It says in `needs` what a training step is to hand it beside the noisy crops c:
 
 - "noisy": nothing; the loss is `loss(R, c, u, s_a, weight)`, with u from `probe` and s_a from `noise_levels`;
-- "clean" or "pair": `loss(R, c, target)`, with the clean pictures or a second noisy realization.
+- "clean" or "pair": `loss(R, c, target, noise)`, with the clean pictures or a second noisy realization.
 
 Shapes: c, u and target are (B, C, H, W), s_a is (B, 1, 1, 1) in units of c, that is of the noise's own deviation (Gaussian,
 Gamma) or in counts; the loss is a scalar, a mean over pixels and channels.
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from n2s_utils.cli import InputError
-from n2s_utils.noise import Gaussian, Model
+from n2s_utils.mixture import Noise, Source
+from n2s_utils.noise import Gaussian
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Weight = Callable[[torch.Tensor], torch.Tensor]
@@ -52,6 +53,8 @@ class Settings:
     s_min: float = 0.0
     cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
     draws: int = 1  # of u per crop
+    s_counts: float = 0.0  # s_a of crops with Poisson noise, in counts, where others have s_max to s_min; 0: they too
+    weight_power: float = 0.0  # see network.ScoreNetwork.weight; of the antithetic objectives
 
 
 class ScoreMatching(Protocol):
@@ -155,13 +158,12 @@ class Regression:
     E|x(c) - target|^2 / (deviation^2 Var), Var the mean variance of the noise in each crop.
     """
 
-    noise: Model
     deviation: float
     needs: str
 
-    def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        variance = self.noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
-        return ((self.noise.posterior_mean(c, R(c)) - target).square() / variance).mean() / self.deviation**2
+    def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise) -> torch.Tensor:
+        variance = noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
+        return ((noise.posterior_mean(c, R(c)) - target).square() / variance).mean() / self.deviation**2
 
 
 Objective = ScoreMatching | Regression
@@ -179,13 +181,16 @@ TWINS = {"supervised": "clean", "noise2noise": "pair"}  # and what each needs
 OBJECTIVES = (*SCORE_MATCHING, *TWINS)
 
 
-def make(settings: Settings, noise: Model, deviation: float) -> Objective:
+def make(settings: Settings, noise: Source, deviation: float) -> Objective:
     """The objective of a configuration, for `noise` and a network that sees it with `deviation`.
 
     Raises InputError if a setting is bad or the objective is for Gaussian noise only.
     """
     if settings.name not in OBJECTIVES:
         raise InputError(f"objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
+    for field in ("s_counts", "weight_power"):
+        if not 0 <= getattr(settings, field) < float("inf"):
+            raise InputError(f"{field} = {getattr(settings, field)}: give a number from 0")
     for field in ("cycle", "draws"):
         if getattr(settings, field) < 1:
             raise InputError(f"{field} = {getattr(settings, field)}: give a number above 0")
@@ -195,15 +200,15 @@ def make(settings: Settings, noise: Model, deviation: float) -> Objective:
         return SCORE_MATCHING[settings.name](settings)
     if settings.s_max or settings.s_min:
         raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
-    return Regression(noise, deviation, TWINS[settings.name])
+    return Regression(deviation, TWINS[settings.name])
 
 
-def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:
+def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01, weight: Weight = unweighted) -> float:
     """Stein's unbiased estimate of the mean squared error of the posterior mean for Gaussian noise, in units of its
-    variance, from the noisy c (B, C, H, W) alone: 1 + |R|^2 + 2 div R.
+    variance, from the noisy c (B, C, H, W) alone: 1 + |R|^2 + 2 div R, pixels weighted by `weight`, of mean 1.
 
     This is 1 plus the antithetic loss with a Rademacher probe (Ramani et al., IEEE TIP 2008). s_a^2 is its bias, so s_a must
     be far below 1.
     """
     u, level = rademacher(c, generator), torch.full((len(c), 1, 1, 1), s_a, device=c.device)
-    return 1 + AntitheticARDAE(s_a, s_a).loss(R, c, u, level).item()
+    return 1 + AntitheticARDAE(s_a, s_a).loss(R, c, u, level, weight).item()

@@ -26,6 +26,7 @@ from n2s_utils.cli import InputError
 from n2s_utils.config import Config, differences, merged, parse_change, read_stages
 from n2s_utils.feed import Batch, Feed
 from n2s_utils.files import ROOT, sha256
+from n2s_utils.mixture import Noise
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.noise import Gaussian
 from n2s_utils.optimisation import Optimizer
@@ -93,7 +94,7 @@ class Run:
         self.objective = objectives.make(config.objective, config.noise, config.network.deviation)
         torch.manual_seed(settings.seed)
         self.part = group.part(settings.batch)
-        self.feed = feed(config.data, config.noise, self.objective, settings.crop, config.objective.draws, self.device)
+        self.feed = feed(config.data, config.noise, self.objective, settings.crop, config.objective, self.device)
         self.precision = machine.precision_of(config.machine.precision, self.device)
         self.started = {"start_sha256": sha256(start)} if start else {}
         self.step, self.seconds, self.torch = 0, 0.0, str(torch.__version__)
@@ -155,7 +156,7 @@ class Run:
         # Each step's random numbers come from (seed, step), so a resume needs no other state.
         batch = self.feed.batch(settings.seed, self.step, settings.batch, self.part)
         with machine.autocast(self.device, self.precision):
-            loss = self.loss(self.forward, batch)
+            loss = self.loss(self.forward, batch, self.feed.noise_of(settings.seed, self.step, settings.batch, self.part))
         norm = self.optimizer.step(loss, self.step, self.total)
         if self.device_name not in self.devices:
             self.devices.append(self.device_name)
@@ -163,21 +164,21 @@ class Run:
         self.loss_sum += self.group.mean(loss.detach().double()) + 0 * norm  # a gradient that is not finite shows as well
         self.last_s_a = batch[2] if self.objective.needs == "noisy" else None
 
-    def loss(self, network: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The objective of a network that maps (c, noise) to the score of c."""
-        noise, model = self.config.noise, self.optimizer.model
+    def loss(self, network: Callable[..., torch.Tensor], batch: Batch, noise: Noise) -> torch.Tensor:
+        """The objective, on a batch with its noise, of a network that maps (c, noise) to the score of c."""
         layout, score = machine.memory_format_of(self.device, self.precision), partial(network, noise=noise)
         c, *rest = (values.contiguous(memory_format=layout) for values in batch)
         if isinstance(self.objective, objectives.Regression):
-            return self.objective.loss(score, c, *rest)
-        weight = partial(model.weight, noise=noise) if self.objective.weighted else objectives.unweighted
-        u, s_a = rest
-        return self.objective.loss(score, c, u, s_a, weight)
+            return self.objective.loss(score, c, rest[0], noise)
+        weight = objectives.unweighted
+        if self.objective.weighted:
+            weight = partial(self.optimizer.model.weight, noise=noise, power=self.config.objective.weight_power)
+        return self.objective.loss(score, c, rest[0], rest[1], weight)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The objective of the EMA weights on fixed crops of noisy pictures not trained on, in float32."""
-        return self.loss(self.optimizer.ema, self.feed.held_out).item()
+        return self.loss(self.optimizer.ema, self.feed.held_out, self.feed.held_out_noise).item()
 
     @torch.no_grad()
     def estimated_psnr(self) -> float | str:
@@ -197,8 +198,7 @@ class Run:
         loss = self.loss_sum.item() / (self.step - (self.rows[-1]["step"] if self.rows else 0))
         self.loss_sum.zero_()
         if not self.group.first:
-            self.rows.append({"step": self.step})
-            return
+            return self.rows.append({"step": self.step})
         self.rows.append(
             {
                 "step": self.step,

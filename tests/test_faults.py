@@ -50,7 +50,7 @@ def test_a_picture_cut_once_keeps_one_square(numbered):
 def _feed(faults=None, **changes):
     config = tiny(**changes)
     objective = objectives.make(config.objective, config.noise, config.network.deviation)
-    arguments = config.data, config.noise, objective, config.optimisation.crop
+    arguments = config.data, config.noise, objective, config.optimisation.crop, config.objective
     return Feed(*arguments) if faults is None else FaultyFeed(*arguments, faults=faults)
 
 

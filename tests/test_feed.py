@@ -18,7 +18,7 @@ PAIRS = {"objective": PAIR, "second_seed": 1}
 def _feed(**changes) -> Feed:
     config = tiny(**changes)
     objective = objectives.make(config.objective, config.noise, config.network.deviation)
-    return Feed(config.data, config.noise, objective, config.optimisation.crop, config.objective.draws)
+    return Feed(config.data, config.noise, objective, config.optimisation.crop, config.objective)
 
 
 def _coordinates(pictures: dict, model=GAUSSIAN) -> dict:

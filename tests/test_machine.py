@@ -72,7 +72,7 @@ def _loss(name: str, model: noise.Model, network, empty) -> torch.Tensor:
     c, second = empty(2, 3, 32, 32), empty(2, 3, 32, 32)
     score = partial(network, noise=model)
     if isinstance(objective, objectives.Regression):
-        return objective.loss(score, c, second)
+        return objective.loss(score, c, second, model)
     weight = partial(network.weight, noise=model) if objective.weighted else objectives.unweighted
     return objective.loss(score, c, second, empty(2, 1, 1, 1), weight)
 

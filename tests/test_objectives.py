@@ -101,7 +101,7 @@ def test_regression_is_the_squared_error_of_the_tweedie_step(name):
     network, std = _network(), 25 / 255
     c, target, _ = _crops()
     expected = (std * (c + network(c)) - target).square().mean() / std**2 / DEVIATION**2
-    torch.testing.assert_close(_make(name, 0, 0).loss(network, c, target), expected)
+    torch.testing.assert_close(_make(name, 0, 0).loss(network, c, target, GAUSSIAN), expected)
 
 
 VARIANCES = {
@@ -120,14 +120,14 @@ def test_regression_of_other_noise_is_the_squared_error_in_units_of_each_crop_s_
     c, network = model.coordinate(y), _network()
     errors = (model.posterior_mean(c, network(c)) - clean).square()
     expected = sum(error.mean() / VARIANCES[model](x) for error, x in zip(errors, clean, strict=True)) / len(clean) / DEVIATION**2
-    torch.testing.assert_close(_make(name, 0, 0, model).loss(network, c, clean), expected)
+    torch.testing.assert_close(_make(name, 0, 0, model).loss(network, c, clean, model), expected)
 
 
 @pytest.mark.parametrize("model", VARIANCES, ids=lambda model: model.name)
 def test_regression_on_a_black_crop_is_finite(model):
     c = model.coordinate(torch.zeros(1, 2, 12, 12, dtype=torch.float64))
     network = _network()
-    loss = _make("supervised", 0, 0, model).loss(network, c, torch.zeros_like(c))
+    loss = _make("supervised", 0, 0, model).loss(network, c, torch.zeros_like(c), model)
     loss.backward()
     assert loss.isfinite() and all(parameter.grad.isfinite().all() for parameter in network.parameters())
 

@@ -4,7 +4,8 @@ FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
 
     [common]       tables of a training configuration (see n2s_utils.config) that all runs share
     [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions;
-                   `also`, other sets and how many images of each
+                   `also`, other sets and how many images of each; `noises`, MODEL = [parameters] to measure on, where they
+                   are not that of the training: columns end in their labels
     [runs.NAME]    tables of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
                    `draws` evaluations of the whole sets as the earlier reproduction made them
 
@@ -32,14 +33,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from n2s_utils import cli, config, objectives
+from n2s_utils import cli, config, noise, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.config import Config
 from n2s_utils.datasets import load
 from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
-from n2s_utils.noise import Gaussian, realization, rng
+from n2s_utils.mixture import Mixture, Source
+from n2s_utils.noise import Poisson, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
@@ -149,7 +151,6 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
         curve = pd.read_csv(weights.with_suffix(".csv")).assign(run=name).set_index("run")
         curves = _recorded(folder / f"{path.stem}-curves.csv")
         write_table(pd.concat([curves.drop(index=name, errors="ignore"), curve]).reset_index(), folder / f"{path.stem}-curves.csv")
-        print(row.drop(columns="settings").T.to_string(), flush=True)
 
 
 def _is_recorded(rows: pd.DataFrame, name: str, run: Run) -> bool:
@@ -164,15 +165,24 @@ def _recorded(path: Path) -> pd.DataFrame:
 
 def _measured(run: Run, weights: Path) -> dict[str, Any]:
     record, measure = load_record(weights), run.measure
-    single = Denoiser(load_weights(weights), run.config.noise)
+    row = {"settings": run.settings} | run.notes | {"objective": run.config.objective.name, "seed": run.config.optimisation.seed}
+    row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "precision", "held_out_loss")}
+    models: list[Source] = [noise.make(name, value) for name, values in measure.get("noises", {}).items() for value in values]
+    for model in models or [run.config.noise]:
+        assert not isinstance(model, Mixture), f"{run.config.name}: a mixture is measured on the noises of [measure]"
+        columns = _on_noise(run, Denoiser(load_weights(weights), model))
+        row |= {column + f"-{model.label}" * bool(models): value for column, value in columns.items()}
+    return {key: round(float(value), 4) if isinstance(value, np.floating) else value for key, value in row.items()}
+
+
+def _on_noise(run: Run, single: Denoiser) -> dict[str, Any]:
+    measure, model = run.measure, single.noise
     denoisers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "plain": single,
         "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": partial(x8, single),
     }
-    row = {"settings": run.settings} | run.notes | {"objective": run.config.objective.name, "seed": run.config.optimisation.seed}
-    row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "precision", "held_out_loss")}
-    row["estimated_psnr"] = _estimated_psnr(single, run)
+    row: dict[str, Any] = {"estimated_psnr": _estimated_psnr(single, run)}
     sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
     for kind in ("plain", *run.extra):
         for dataset, images in sets.items():
@@ -180,11 +190,11 @@ def _measured(run: Run, weights: Path) -> dict[str, Any]:
             pictures = [(name, _of_channels(x, single.network.channels)) for name, x in islice(load(dataset), count)]
             column = kind if dataset == measure["dataset"] else f"{kind}-{dataset}"
             if kind == "earlier":
-                means = evaluate_as_earlier(dataset, pictures, run.config.noise, single, measure["draws"])
+                means = evaluate_as_earlier(dataset, pictures, model, single, measure["draws"])
                 row |= {column: means.mean(), f"{column}-low": np.quantile(means, 0.025), f"{column}-high": np.quantile(means, 0.975)}
             else:
-                row[column] = np.mean([r["psnr"] for r in evaluate(dataset, pictures, run.config.noise, kind, denoisers[kind], [0])])
-    return {key: round(float(value), 4) if isinstance(value, np.floating) else value for key, value in row.items()}
+                row[column] = np.mean([r["psnr"] for r in evaluate(dataset, pictures, model, kind, denoisers[kind], [0])])
+    return row
 
 
 def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
@@ -194,15 +204,40 @@ def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
 
 @torch.no_grad()
 def _estimated_psnr(single: Denoiser, run: Run) -> np.floating:
-    """By SURE, over whole held-out noisy pictures: comparable between crop sizes too."""
-    data, noise, errors, stride = run.config.data, run.config.noise, [], single.network.stride
-    assert isinstance(noise, Gaussian)
+    """By the noisy pictures alone, over whole held-out ones: comparable between crop sizes too."""
+    data, errors, stride = run.config.data, [], single.network.stride
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
-        c = noise.coordinate(realization(clean, noise, data.held_out, image, data.noise_seed))
-        c = c[: c.shape[0] // stride * stride, : c.shape[1] // stride * stride]
-        tensor = torch.from_numpy(np.ascontiguousarray(c.transpose(2, 0, 1)[None]))
-        errors.append(objectives.sure(partial(single.network, noise=noise), tensor, torch.Generator().manual_seed(0)))
-    return -10 * np.log10(np.mean(errors) * noise.std**2)
+        y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
+        y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
+        errors.append(_poisson_error(single, y) if isinstance(single.noise, Poisson) else _unit_error(single, y))
+    return -10 * np.log10(np.mean(errors))
+
+
+def _unit_error(single: Denoiser, y: np.ndarray) -> float:
+    """The mean squared error that SURE expects, the noise of c taken for Gaussian of unit deviation: exact where it is
+    Gaussian, else (Gamma) for comparison only.
+    """
+    model, network = single.noise, single.network
+    c = torch.from_numpy(np.ascontiguousarray(model.coordinate(y).transpose(2, 0, 1)[None]))
+
+    def weight(c: torch.Tensor) -> torch.Tensor:
+        return network.weight(c, model, power=1.0) * network.deviation**2
+
+    error = objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
+    return float(error * model.variance(y).mean())
+
+
+def _poisson_error(single: Denoiser, y: np.ndarray) -> float:
+    """The mean squared error of x(y), by Hudson's identity E[lambda f(c)] = E[c f(c - 1)] for counts c of mean lambda:
+
+    E|x - y|^2 + E[2 y_i (x_i(y) - x_i(y - zeta e_i)) - zeta y_i], e_i one count at pixel i.
+
+    A random sixteenth of the pixels lose their count together; what that does to the others is what neighbours do to each.
+    """
+    zeta, less = single.noise.parameters["zeta"], rng("hudson").random(y.shape) < 1 / 16
+    x, shifted = single(y), single((y - zeta * less).clip(0))
+    change = y * (x - shifted)
+    return float(((x - y) ** 2).mean() + 2 * (change[less].mean() - change[~less].mean()) - zeta * y.mean())
 
 
 def main() -> None:

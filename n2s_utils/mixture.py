@@ -1,0 +1,112 @@
+"""Noise that differs from picture to picture, from which one network learns every noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from n2s_utils import noise
+from n2s_utils.cli import InputError
+from n2s_utils.noise import Gamma, Gaussian, Model, Poisson, PoissonGaussian, rng
+
+Range = tuple[float, float]
+_MEMBERS: dict[str, Callable[[float], Model]] = {"sigma": Gaussian, "zeta": Poisson, "k": Gamma}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each picture has one noise, drawn once: Gaussian, Poisson or Gamma with equal odds, its parameter log-uniform between
+    the two numbers given for it. Raises InputError where a range is no range, or one of its ends no parameter.
+    """
+
+    sigma: Range
+    zeta: Range
+    k: Range
+    name: ClassVar[str] = "mixture"
+
+    def __post_init__(self):
+        for parameter, (low, high) in self.ranges.items():
+            if not _MEMBERS[parameter](low) or not low <= high or not _MEMBERS[parameter](high):
+                raise InputError(f"{parameter} = [{low}, {high}]: give the lower end first")
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Parameter -> its range."""
+        return asdict(self)
+
+    @property
+    def parameters(self) -> dict[str, list[float]]:
+        """The same, as a configuration has it."""
+        return {name: list(ends) for name, ends in self.ranges.items()}
+
+    def of(self, dataset: str, image: str) -> Model:
+        """The noise of a picture: a pure function of the names of set and picture."""
+        generator = rng("mixture", dataset, image)
+        parameter, (low, high) = list(self.ranges.items())[generator.integers(len(_MEMBERS))]
+        return _MEMBERS[parameter](low * (high / low) ** generator.random())
+
+    def misses(self, model: Model) -> str:
+        """What of `model` lies outside the ranges, in words; "" where nothing does."""
+        outside = [
+            f"{name} {value:g} lies outside {low:g} to {high:g}"
+            for name, value in model.parameters.items()
+            for low, high in [self.ranges[name]]
+            # Of counts with Gaussian noise, any sigma below the range is mostly the counts'.
+            if not (low <= value <= high or (isinstance(model, PoissonGaussian) and name == "sigma" and value <= high))
+        ]
+        return " and ".join(outside)
+
+
+class PerCrop:
+    """The noise of a batch of crops, each with a model of its own: serves as a `noise.Model` for tensors (B, C, H, W), or
+    several such batches one after the other.
+    """
+
+    def __init__(self, models: Sequence[Model]):
+        self.models = models
+
+    def sample(self, x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return np.concatenate([model.sample(part, generator) for model, part in zip(self.models, np.split(x, len(x)), strict=True)])
+
+    def variance(self, x: torch.Tensor) -> torch.Tensor:
+        return self._each("variance", x)
+
+    def coordinate(self, y: torch.Tensor) -> torch.Tensor:
+        return self._each("coordinate", y)
+
+    def stabilise(self, c: torch.Tensor) -> torch.Tensor:
+        return self._each("stabilise", c)
+
+    def slope(self, c: torch.Tensor) -> torch.Tensor:
+        return self._each("slope", c)
+
+    def curvature(self, c: torch.Tensor) -> torch.Tensor:
+        return self._each("curvature", c)
+
+    def posterior_mean(self, c: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        return self._each("posterior_mean", c, score)
+
+    def _each(self, method: str, *values: torch.Tensor) -> torch.Tensor:
+        crops = zip(*(value.split(1) for value in values), strict=True)
+        return torch.cat([getattr(model, method)(*crop) for model, crop in zip(cycle(self.models), crops, strict=False)])
+
+
+Noise = Model | PerCrop  # of a batch
+Source = Model | Mixture  # of a set of pictures
+
+
+def from_table(table: dict[str, Any]) -> Source:
+    """The noise in the table [noise] of a configuration: `model`, a key of noise.MODELS or "mixture", and its parameters."""
+    if table.get("model") != Mixture.name:
+        return noise.from_table(table)
+    ranges = {name: value for name, value in table.items() if name != "model"}
+    for name in _MEMBERS:
+        value = ranges.get(name)
+        if not isinstance(value, list) or len(value) != 2:
+            raise InputError(f"noise 'mixture': give {' and '.join(_MEMBERS)} as [lowest, highest]")
+    if unknown := ranges.keys() - _MEMBERS:
+        raise InputError(f"noise 'mixture': unknown parameter {sorted(unknown)[0]!r}; known: {', '.join(_MEMBERS)}")
+    return Mixture(**{name: (float(low), float(high)) for name, (low, high) in ranges.items()})
