@@ -31,8 +31,8 @@ def test_no_results_is_one_line(refused, tmp_path):
 
 
 def test_readme_without_marks_is_refused(refused):
-    with refused("README.md", tables.MARKS[0]):
-        tables.readme_with("| table |", "# no marks")
+    with refused("README.md", "<!-- psnr-table -->"):
+        tables.readme_with({"psnr-table": "| table |"}, "# no marks")
 
 
 def _all_methods(sigma, **psnr):
@@ -66,8 +66,7 @@ def test_every_measured_noise_level_has_its_table():
 
 def test_readme_holds_the_tables_of_the_recorded_rows():
     readme = (ROOT / "README.md").read_text()
-    table = tables.all_tables(tables.read_results(), tables.read_published())
-    assert tables.readme_with(table, readme) == readme, "run 'make results'"
+    assert tables.readme_with(tables.readme_parts(), readme) == readme, "run 'make results'"
 
 
 def test_notebook_holds_the_same_table():

@@ -1,12 +1,19 @@
-"""Speed on this machine, in one run: python -m n2s_utils.report.bench
+"""Speed on this machine: python -m n2s_utils.report.bench [PART ...]
 
-Training crops per second in float32 and bf16 with every kind of kink; seconds per megapixel and peak memory of denoising
-0.4, 3 and 24 megapixels within the default memory, of 3 megapixels with more, and of non-local means; what bf16 costs in dB.
-Recorded in data/results/studies/bench.csv, the device and its instruction set beside each. Where bf16 is emulated it takes most
-of the time, about ten minutes in all.
+The parts, all but `verbs` by default:
+
+    denoising  seconds per megapixel and peak memory of 0.4, 3 and 24 megapixels within the default memory, of 3 with more
+    precision  what bf16 saves, and costs in dB; non-local means
+    training   crops per second in float32 and bf16 with every kind of kink
+    verbs      minutes of `make report` and of `make test`, their environment built before
+
+Recorded in data/results/studies/bench.csv, the device and its instruction set beside each; rows of other parts stay as they are.
+Ten minutes or so without the verbs; where bf16 is emulated it takes most of that.
 """
 
+import argparse
 import resource
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -107,16 +114,32 @@ def precision_rows() -> Iterator[Row]:
     yield "denoising, non-local means, time", seconds_of(partial(non_local_means, y, NOISE)) / megapixels, "seconds per megapixel"
 
 
+def verb_rows() -> Iterator[Row]:
+    for verb in ("report", "test"):
+        begin = time.perf_counter()
+        subprocess.run(["make", verb], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        yield f"make {verb}, wall time", (time.perf_counter() - begin) / 60, "minutes"
+
+
+# Memory first, while this process is small: the peak of a new process begins at the size of its parent.
+PARTS = {"denoising": denoising_rows, "precision": precision_rows, "training": training_rows, "verbs": verb_rows}
+
+
 def main() -> None:
-    rows: list[Row] = []
-    # Memory first, while this process is small: the peak of a new process begins at the size of its parent.
-    for part in (denoising_rows, precision_rows, training_rows):
-        for row in part():
+    parser = argparse.ArgumentParser(description="Measure speed on this machine.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default all but verbs)")
+    chosen = parser.parse_args().parts or [part for part in PARTS if part != "verbs"]
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise cli.InputError(f"part {unknown[0]!r}: choose one of {', '.join(PARTS)}")
+    place, rows = ROOT / "data" / "results" / "studies" / "bench.csv", []
+    for part in chosen:
+        for row in PARTS[part]():
             print(f"{row[0]}: {row[1]:.2f} {row[2]}", flush=True)
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=["work", "value", "unit"]).round(3)
-    table = table.assign(device=machine.device_name("cpu"), instructions=machine.instruction_set("cpu"), torch=torch.__version__)
-    write_table(table, ROOT / "data" / "results" / "studies" / "bench.csv")
+            rows.append({"part": part} | dict(zip(("work", "value", "unit"), row, strict=True)))
+    measured = pd.DataFrame(rows).round(3)
+    measured = measured.assign(device=machine.device_name("cpu"), instructions=machine.instruction_set("cpu"), torch=torch.__version__)
+    earlier = pd.read_csv(place)
+    write_table(pd.concat([earlier[~earlier.part.isin(chosen)], measured]), place)
 
 
 if __name__ == "__main__":

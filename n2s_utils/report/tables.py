@@ -3,7 +3,6 @@
 Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
 OURS, PLAIN, TWIN = "noise2score-antithetic", "noise2score", "supervised"
-MARKS = ("<!-- psnr-table -->", "<!-- /psnr-table -->")
 
 
 def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
@@ -140,22 +138,38 @@ def all_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
     return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(psnr_table(results, published, sigma))}" for sigma in sigmas)
 
 
-def readme_with(table: str, readme: str) -> str:
-    """README text with the tables between the two marks; raises InputError if the marks are not there."""
-    begin, end = MARKS
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(readme):
-        raise InputError(f"README.md: the marks {begin} and {end} are missing; put them where the table belongs")
-    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", readme)
+def speed_table() -> str:
+    """The last record of `make bench`, as Markdown."""
+    record = pd.read_csv(ROOT / "data" / "results" / "studies" / "bench.csv")
+    lines = ["| what | | on |", "|---|---:|---|"]
+    lines += [f"| {row.work} | {row.value:.4g} {row.unit} | {row.device}, {row.instructions} |" for row in record.itertuples()]
+    return "\n".join(lines)
+
+
+def readme_with(parts: dict[str, str], readme: str) -> str:
+    """README text with each part between the two marks of its name; raises InputError if they are not there."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, mark, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (mark and closed):
+            raise InputError(f"README.md: the marks {begin} and {end} are missing; put them where the table belongs")
+        readme = f"{before}{begin}\n{part}\n{end}{after}"
+    return readme
+
+
+def readme_parts() -> dict[str, str]:
+    """Name of the marks -> what stands between them."""
+    return {"psnr-table": all_tables(read_results(), read_published()), "speed-table": speed_table()}
 
 
 def main() -> None:
     path = ROOT / "README.md"
-    table = all_tables(read_results(), read_published())
-    text = readme_with(table, path.read_text())
+    parts = readme_parts()
+    text = readme_with(parts, path.read_text())
     with atomic_write(path) as temporary:
         temporary.write_text(text)
-    print(table)
+    print("\n\n".join(parts.values()))
 
 
 if __name__ == "__main__":
