@@ -102,7 +102,7 @@ def trained_noise(path: str | Path) -> Source:
     """The noise that a weights file saw; raises InputError where its record does not say it."""
     try:
         return from_table(load_record(path)["config"]["noise"])
-    except (KeyError, TypeError, InputError) as error:
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{Path(path).with_suffix('.json')}: does not say which noise the weights saw ({error})") from None
 
 

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from n2s_utils import cli, denoiser, evaluation, noise
 from n2s_utils.files import sha256
+from n2s_utils.mixture import Mixture
 from n2s_utils.network import Architecture
 from n2s_utils.weights import save_weights
 
@@ -248,6 +249,47 @@ def test_command_serves_every_noise_model(folder, tmp_path, monkeypatch, model, 
     [(name, clean), _] = evaluation.load_folder(folder, 1)
     output = denoiser.load(path, model)(noise.realization(clean, model, "in", name, 0))
     assert rows.psnr[0] == pytest.approx(evaluation.psnr(clean, output), abs=1e-3)
+
+
+MIXTURE = Mixture((5.0, 60.0), (0.003, 0.1), (20.0, 150.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (("--sigma", 75), "warning: sigma 75 lies outside 5 to 60, which every.safetensors was trained for"),
+        (("--sigma", 17), ""),
+        (("--zeta", 0.01, "--sigma", 2), ""),
+        (("--k", 70), ""),
+        (("--zeta", 0.1, "--noisy", "--pictures", "out"), "of its values are no multiples of zeta 0.1"),
+        (("--zeta", 1 / 255, "--noisy", "--pictures", "out"), ""),  # 8-bit values are counts of that gain
+    ],
+)
+def test_weights_for_every_noise_serve_each_and_warn_outside_their_range(folder, tmp_path, monkeypatch, capsys, options, warned):
+    monkeypatch.chdir(tmp_path)
+    path = _save(tmp_path / "every.safetensors", MIXTURE)
+    arguments = ["evaluation", "--weights", path, "--data", folder, *options, "--csv", tmp_path / "rows.csv"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    evaluation.main()
+    said = capsys.readouterr().out
+    assert "trained on" not in said
+    assert warned in said if warned else "warning" not in said
+
+
+def test_negative_intensities_are_refused_for_counts(tmp_path, refused):
+    path = _save(tmp_path / "every.safetensors", MIXTURE)
+    for model in (noise.Poisson(0.05), noise.Gamma(50.0)):
+        with refused(model.name, "negative intensities", "-0.1"):
+            denoiser.load(path, model)(np.full((8, 8, 1), -0.1, np.float32))
+
+
+def test_weights_that_do_not_say_their_noise_are_refused(tmp_path, refused):
+    path = _save(tmp_path / "every.safetensors", MIXTURE)
+    record = json.loads(path.with_suffix(".json").read_text())
+    for table in ({"model": "mixture", "sigma": [5, 60]}, None):
+        path.with_suffix(".json").write_text(json.dumps(record | {"config": record["config"] | {"noise": table}}))
+        with refused("every.json", "does not say which noise"):
+            denoiser.load(path, noise.Gaussian(25.0))
 
 
 def test_command_averages(weights, tmp_path, monkeypatch):

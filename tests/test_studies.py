@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.ndimage import uniform_filter
 
-from n2s_utils import training
+from n2s_utils import noise, training
 from n2s_utils.report import studies
 from n2s_utils.report.faults import Faults
 
@@ -112,6 +114,37 @@ def test_unknown_run_and_missing_file_are_refused(study, refused):
         studies.run_study(study, ["third"])
     with refused("none.toml", "no readable study file"):
         studies.read_study(study.with_name("none.toml"))
+
+
+def test_a_run_on_a_mixture_is_measured_on_each_noise(study):
+    mixture = 'model = "mixture"\nsigma = [5, 60]\nzeta = [0.003, 0.1]\nk = [20, 150]'
+    changed = STUDY.replace('model = "gaussian"\nsigma = 25', mixture).replace('extra = ["recorrupted", "x8"]', "")
+    study.write_text(changed.replace("draws = 2", "draws = 2\nnoises = { gaussian = [25], poisson = [0.05], gamma = [50] }"))
+    studies.run_study(study, ["first"])
+    row = pd.read_csv(study.with_suffix(".csv")).iloc[0]
+    for label in ("gaussian25", "poisson0.05", "gamma50"):
+        assert 5 < row[f"plain-{label}"] < 40
+    assert 5 < row["estimated_psnr-gaussian25"] < 40 and 5 < row["estimated_psnr-poisson0.05"] < 40
+    assert np.isfinite(row["held_out_loss-gamma50"])
+    assert "plain" not in row
+
+
+class Blur:
+    """A denoiser of counts: the mean of 3x3 pixels."""
+
+    noise = noise.Poisson(0.02)
+
+    def __call__(self, y):
+        return uniform_filter(y, (3, 3, 1))
+
+
+@pytest.mark.parametrize("denoise", [Blur(), type("Halved", (Blur,), {"__call__": lambda self, y: y / 2})()], ids=["blur", "halved"])
+def test_error_on_counts_is_estimated_from_the_noisy_picture(denoise):
+    ramp = np.linspace(0.1, 0.9, 400, dtype=np.float32)
+    clean = np.stack([np.outer(ramp, ramp), np.outer(ramp[::-1], ramp)], -1)
+    y = denoise.noise.sample(clean, np.random.default_rng(0))
+    error = ((denoise(y) - clean) ** 2).mean()
+    assert studies._poisson_error(denoise, y) == pytest.approx(error, rel=0.05)
 
 
 FAULTS = (

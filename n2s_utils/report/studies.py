@@ -41,7 +41,7 @@ from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
-from n2s_utils.noise import Poisson, realization, rng
+from n2s_utils.noise import Gamma, Poisson, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
@@ -182,7 +182,7 @@ def _on_noise(run: Run, single: Denoiser) -> dict[str, Any]:
         "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": partial(x8, single),
     }
-    row: dict[str, Any] = {"estimated_psnr": _estimated_psnr(single, run)}
+    row = _without_clean_pictures(single, run)
     sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
     for kind in ("plain", *run.extra):
         for dataset, images in sets.items():
@@ -203,19 +203,23 @@ def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _estimated_psnr(single: Denoiser, run: Run) -> np.floating:
-    """By the noisy pictures alone, over whole held-out ones: comparable between crop sizes too."""
+def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, Any]:
+    """What whole held-out noisy pictures tell, comparable between crop sizes too: the PSNR to expect, by SURE for Gaussian
+    noise and by Hudson's identity for counts; for other noise only a loss, for want of such an identity.
+    """
     data, errors, stride = run.config.data, [], single.network.stride
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
         y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
         y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
         errors.append(_poisson_error(single, y) if isinstance(single.noise, Poisson) else _unit_error(single, y))
-    return -10 * np.log10(np.mean(errors))
+    if isinstance(single.noise, Gamma):
+        return {"held_out_loss": np.mean(errors)}
+    return {"estimated_psnr": -10 * np.log10(np.mean(errors))}
 
 
 def _unit_error(single: Denoiser, y: np.ndarray) -> float:
-    """The mean squared error that SURE expects, the noise of c taken for Gaussian of unit deviation: exact where it is
-    Gaussian, else (Gamma) for comparison only.
+    """The mean squared error that SURE expects, the noise of c taken for Gaussian of unit deviation. Where it is not (Gamma)
+    this is the score-matching loss in units of the picture but for a constant.
     """
     model, network = single.noise, single.network
     c = torch.from_numpy(np.ascontiguousarray(model.coordinate(y).transpose(2, 0, 1)[None]))
@@ -235,7 +239,7 @@ def _poisson_error(single: Denoiser, y: np.ndarray) -> float:
     A random sixteenth of the pixels lose their count together; what that does to the others is what neighbours do to each.
     """
     zeta, less = single.noise.parameters["zeta"], rng("hudson").random(y.shape) < 1 / 16
-    x, shifted = single(y), single((y - zeta * less).clip(0))
+    x, shifted = single(y), single((y - zeta * less.astype(np.float32)).clip(0))
     change = y * (x - shifted)
     return float(((x - y) ** 2).mean() + 2 * (change[less].mean() - change[~less].mean()) - zeta * y.mean())
 
