@@ -35,14 +35,14 @@ MEASURED = [column for column in COLUMNS if column not in ("psnr", "ssim", "weig
 Denoise = Callable[[np.ndarray], np.ndarray]
 
 
-def non_local_means(y: np.ndarray, noise_model: noise.Gaussian) -> np.ndarray:
-    """The classical baseline on y (H, W, C): scikit-image's non-local means, told the noise level.
+def non_local_means(y: np.ndarray, model: noise.Model) -> np.ndarray:
+    """The classical baseline on y (H, W, C): scikit-image's non-local means where the noise has unit deviation, told its parameter.
 
-    Patch size, distance and h = 0.6 std are those of scikit-image's own example for its fast mode.
+    Patch size, distance and h = 0.6 deviations are those of scikit-image's own example for its fast mode.
     """
-    std = noise_model.std
-    output = denoise_nl_means(y, patch_size=5, patch_distance=6, h=0.6 * std, sigma=std, fast_mode=True, channel_axis=-1)
-    return output.reshape(y.shape)
+    z = model.stabilise(model.coordinate(y))
+    output = denoise_nl_means(z, patch_size=5, patch_distance=6, h=0.6, sigma=1.0, fast_mode=True, channel_axis=-1)
+    return model.inverse(output.reshape(y.shape))
 
 
 def psnr(clean: np.ndarray, output: np.ndarray) -> float:

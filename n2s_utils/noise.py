@@ -4,6 +4,7 @@ One way through for every model, all of it between a noisy picture y and the pos
 
     c = coordinate(y)             where noise of our own is added and the score l(c) = d/dc log p(c) is meant
     z = stabilise(c)              c with noise of about unit deviation at every brightness: what a network sees
+    x = inverse(z)                the way back for a mean of z
     l = g l_z + (log g)'          the score of c from that of z (change of variables), g = slope(c) = dz/dc
     x = posterior_mean(c, l)      Tweedie's formula
 
@@ -97,9 +98,13 @@ class Gaussian(_Unit):
     def coordinate(self, y: Values) -> Values:
         return y / self.std
 
+    def inverse(self, z: Values) -> Values:
+        """The picture whose noisy z has this mean."""
+        return self.std * z
+
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """E[x | y] = std (c + l(c)), which is y + std^2 l'(y) (Tweedie's formula)."""
-        return self.std * (c + score)
+        return self.inverse(c + score)
 
 
 @dataclass(frozen=True)
@@ -151,12 +156,15 @@ class Poisson(_Model):
         """(log g)', by which the score of c differs from g times that of z."""
         return (c > 0) / (-2 * self._root(c) ** 2)
 
-    def posterior_mean(self, c: Values, score: Values) -> Values:
-        """z' = z + l_z(z) with l_z = (l - (log g)') / g, then x = zeta (z^-1(z') + 1/4)."""
-        z = self.stabilise(c) + (score - self.curvature(c)) / self.slope(c)
+    def inverse(self, z: Values) -> Values:
+        """The picture whose noisy z has this mean, asymptotically: zeta (z^-1 + 1/4)."""
         lowest = 2 * (3 / 8 + self.read_variance) ** 0.5  # z at c = 0
         counts = (z.clip(lowest) ** 2 - lowest**2) / 4 + (z - lowest).clip(None, 0) * lowest / 2
         return self.zeta * (counts + 1 / 4)
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """z' = z + l_z(z) with l_z = (l - (log g)') / g, then x = inverse(z')."""
+        return self.inverse(self.stabilise(c) + (score - self.curvature(c)) / self.slope(c))
 
     def published_mean(self, c: Values, score: Values) -> Values:
         """zeta (c + 1/2) exp(l(c)), Kim & Ye's formula (y + zeta/2) exp(l'(y / zeta))."""
@@ -213,6 +221,10 @@ class Gamma(_Unit):
         """Raises InputError for negative intensities, which the model cannot give."""
         _check_not_negative(self.name, y)
         return self.k**0.5 * _library(y).log1p(y / self.eps)
+
+    def inverse(self, z: Values) -> Values:
+        """The picture whose noisy z has this mean, well above eps and for large k: the mean of log y is log x - 1 / (2 k)."""
+        return self.eps * _library(z).expm1(z / self.k**0.5 + 1 / (2 * self.k))
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """k y / ((k - 1) - y l'(y)) with y l'(y) = y / (y + eps) (sqrt(k) l(c) - 1): Kim & Ye's formula, its score in c."""

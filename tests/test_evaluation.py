@@ -89,12 +89,14 @@ def test_ssim_is_that_of_wang_et_al(channels):
     assert evaluation.ssim(clean, output) == pytest.approx(_ssim(clean, output), abs=1e-5)
 
 
-def test_non_local_means_removes_noise_and_keeps_the_shape():
+@pytest.mark.parametrize("model", [noise.Gaussian(25), noise.Poisson(0.02), noise.PoissonGaussian(0.01, 10), noise.Gamma(30)], ids=str)
+def test_non_local_means_removes_noise_and_keeps_shape_and_brightness(model):
     clean = np.tile(np.linspace(0.2, 0.8, 48, dtype=np.float32), (48, 1))[:, :, None]
-    y = noise.realization(clean, noise.Gaussian(25), "test", "ramp", 0)
-    output = evaluation.non_local_means(y, noise.Gaussian(25))
+    y = noise.realization(clean, model, "test", "ramp", 0)
+    output = evaluation.non_local_means(y, model)
     assert output.shape == y.shape
     assert evaluation.psnr(clean, output) > evaluation.psnr(clean, y) + 5
+    assert output.mean() == pytest.approx(clean.mean(), rel=0.01)
 
 
 def test_rows_have_the_columns_and_see_the_same_noise_for_every_method(tmp_path):

@@ -41,7 +41,7 @@ from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
-from n2s_utils.noise import Gamma, Poisson, realization, rng
+from n2s_utils.noise import Gaussian, Poisson, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
@@ -211,15 +211,15 @@ def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, Any]:
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
         y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
         y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
-        errors.append(_poisson_error(single, y) if isinstance(single.noise, Poisson) else _unit_error(single, y))
-    if isinstance(single.noise, Gamma):
-        return {"held_out_loss": np.mean(errors)}
-    return {"estimated_psnr": -10 * np.log10(np.mean(errors))}
+        errors.append(_poisson_error(single, y) if type(single.noise) is Poisson else _unit_error(single, y))
+    if isinstance(single.noise, Gaussian):
+        return {"estimated_psnr": -10 * np.log10(np.mean(errors) * single.noise.std**2)}
+    return {"estimated_psnr": -10 * np.log10(np.mean(errors))} if type(single.noise) is Poisson else {"held_out_loss": np.mean(errors)}
 
 
 def _unit_error(single: Denoiser, y: np.ndarray) -> float:
-    """The mean squared error that SURE expects, the noise of c taken for Gaussian of unit deviation. Where it is not (Gamma)
-    this is the score-matching loss in units of the picture but for a constant.
+    """The mean squared error that SURE expects, in units of the noise's variance, which in c is taken for Gaussian. Where it is
+    not (Gamma) this is the score-matching loss, weighted to units of the picture, but for a constant.
     """
     model, network = single.noise, single.network
     c = torch.from_numpy(np.ascontiguousarray(model.coordinate(y).transpose(2, 0, 1)[None]))
@@ -227,8 +227,7 @@ def _unit_error(single: Denoiser, y: np.ndarray) -> float:
     def weight(c: torch.Tensor) -> torch.Tensor:
         return network.weight(c, model, power=1.0) * network.deviation**2
 
-    error = objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
-    return float(error * model.variance(y).mean())
+    return objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
 
 
 def _poisson_error(single: Denoiser, y: np.ndarray) -> float:
