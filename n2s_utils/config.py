@@ -69,7 +69,7 @@ def from_tables(tables: dict[str, Any]) -> Config:
         raise InputError("field 'name' is missing, or no text")
     model = _table(tables, "noise")
     values = {name: _typed(kind, name, _table(tables, name)) for name, kind in TABLES.items()}
-    chosen = {key: _checked(f"[noise] {key}", value, str if key == "model" else float) for key, value in model.items()}
+    chosen = {key: _noise_value(key, value) for key, value in model.items()}
     return Config(name=tables["name"], start=_checked("start", tables.get("start", ""), str), noise=from_table(chosen), **values)
 
 
@@ -90,11 +90,15 @@ def _typed(kind: type, section: str, table: dict[str, Any]) -> Any:
     return kind(**{name: _checked(f"[{section}] {name}", value, fields[name].type) for name, value in table.items()})
 
 
+def _noise_value(key: str, value: Any) -> Any:
+    if isinstance(value, list):  # a range
+        return [_checked(f"[noise] {key}", end, float) for end in value]
+    return _checked(f"[noise] {key}", value, str if key == "model" else float)
+
+
 def _checked(name: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    if kind is float and isinstance(value, list):  # a range
-        return [_checked(name, end, float) for end in value]
     if type(value) is not kind:
         raise InputError(f"{name} = {value!r}: give a value of type {kind.__name__}")
     return value
@@ -127,6 +131,8 @@ def read_stages(path: str | Path, changes: dict[str, Any] | None = None) -> list
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML ({error})") from None
     stages = tables.pop("stages", [{}])
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise InputError(f"{path}: stages: give one table [[stages]] for each, or leave them out")
     configs: list[Config] = []
     for number, stage in enumerate(stages, 1):
         own = merged(merged(tables, stage), changes or {})
@@ -168,7 +174,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
     """
     mine = config.tables()
     try:
-        theirs = from_tables(saved).tables()
+        theirs = from_tables({name: table for name, table in saved.items() if name != "machine"}).tables()
     except InputError as error:
         return [str(error)]
     for tables in (mine, theirs):

@@ -9,7 +9,7 @@ import torch
 
 from n2s_utils import noise
 from n2s_utils.cli import InputError
-from n2s_utils.machine import autocast
+from n2s_utils.machine import autocast, memory_format_of, placed
 from n2s_utils.mixture import Mixture, Source, from_table
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.weights import load_record, load_weights
@@ -81,7 +81,8 @@ class Denoiser:
         (height, width), stride = c.shape[:2], self.network.stride
         padded = np.pad(c, ((0, -height % stride), (0, -width % stride), (0, 0)), mode="reflect")
         device = next(self.network.parameters()).device
-        tensor = torch.from_numpy(padded.transpose(2, 0, 1)[None]).to(device, memory_format=torch.channels_last)
+        layout = memory_format_of(device.type, self.precision)
+        tensor = torch.from_numpy(padded.transpose(2, 0, 1)[None]).to(device).contiguous(memory_format=layout)
         with autocast(device.type, self.precision):
             score = self.network(tensor, self.noise)
         return score[0].permute(1, 2, 0).cpu().numpy()[:height, :width]
@@ -95,7 +96,7 @@ def load(path: str | Path, model: noise.Model, channels: int | None = None, devi
     network, trained = load_weights(path, channels), trained_noise(path)
     if not isinstance(trained, Mixture) and trained.name != model.name:
         raise InputError(f"{path}: trained for {trained.name} noise, asked to denoise {model.name}; use weights for {model.name} noise")
-    return Denoiser(network.to(device), model)
+    return Denoiser(placed(network, device, "fp32"), model)
 
 
 def trained_noise(path: str | Path) -> Source:

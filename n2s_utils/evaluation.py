@@ -1,9 +1,10 @@
 """Measure denoised pictures: PSNR and SSIM, a row for each, and the command that denoises a folder.
 
-    python -m n2s_utils.evaluation --weights FILE --data FOLDER --sigma S [--seed K] [--csv FILE] [--pictures FOLDER]
-                                   [--recorruptions J [--s-a S_A] | --x8]
-    python -m n2s_utils.evaluation --weights FILE --data FOLDER --sigma S --noisy --pictures FOLDER
+    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE [--seed K] [--csv FILE] [--pictures FOLDER]
+                                   [--recorruptions J [--s-a S_A] | --x8] [--memory GB] [--device DEVICE]
+    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE --noisy --pictures FOLDER
 
+NOISE is --sigma S (Gaussian), --zeta Z (Poisson), both (Poisson and Gaussian) or --k K (Gamma).
 The first adds noise to the clean images of FOLDER and prints PSNR and SSIM of each; the second takes
 images that are noisy already and only writes pictures.
 """

@@ -46,11 +46,11 @@ def require_device(device: str) -> str:
 def has_bf16_units(device: str) -> bool:
     """Whether bf16 is computed on `device`, as PyTorch tells; elsewhere it is emulated, far slower than float32.
 
-    A cap on the instruction set (ATEN_CPU_CAPABILITY=avx2) counts.
+    A cap on the instruction set (ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2) counts.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if torch.backends.cpu.get_cpu_capability() == "AVX2" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(unit, False) for unit in _BF16_UNITS)

@@ -101,6 +101,9 @@ Source = Model | Mixture  # of a set of pictures
 def from_table(table: dict[str, Any]) -> Source:
     """The noise in the table [noise] of a configuration: `model`, a key of noise.MODELS or "mixture", and its parameters."""
     if table.get("model") != Mixture.name:
+        for name, value in table.items():
+            if isinstance(value, list):
+                raise InputError(f"noise {table.get('model')!r}: {name} = {value}: give one number; ranges are for 'mixture'")
         return noise.from_table(table)
     ranges = {name: value for name, value in table.items() if name != "model"}
     for name in _MEMBERS:

@@ -10,7 +10,7 @@ from n2s_utils.mixture import Noise
 from n2s_utils.unet import UNet
 
 # Modules from (B, channels, H, W) to the same shape, H and W multiples of their `stride`, whose outputs depend on pixels
-# at most `reach` away. A further network is one more entry.
+# at most `reach` away, built from `channels` and the fields of Architecture from output_scale on. A further network is one more entry.
 NETWORKS: dict[str, type] = {"unet": UNet}
 
 

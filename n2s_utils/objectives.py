@@ -26,6 +26,7 @@ Weight = Callable[[torch.Tensor], torch.Tensor]
 
 
 def unweighted(c: torch.Tensor) -> torch.Tensor:
+    """The weight 1, of the shape of c."""
     return torch.ones_like(c)
 
 

@@ -117,13 +117,11 @@ class Run:
         if self.config.optimisation.crop % model.stride:
             raise InputError(f"crop = {self.config.optimisation.crop}: give a multiple of {model.stride}")
         if self.start:
-            first, network = load_weights(self.start, model.channels), self.config.network
-            scales = (first.deviation, first.network.output_scale)
-            if scales != (network.deviation, network.output_scale):
-                raise InputError(
-                    f"start = {self.config.start!r}: trained with another deviation or output_scale; "
-                    f"give deviation = {scales[0]!r} and output_scale = {scales[1]!r} in [network]"
-                )
+            first, built = load_weights(self.start, model.channels), load_record(self.start)["config"]["network"]
+            other = {key: built[key] for key in ("name", "deviation", "output_scale", "shared_blocks") if key in built}
+            if other := {key: value for key, value in other.items() if value != getattr(self.config.network, key)}:
+                as_built = " and ".join(f"{key} = {value!r}" for key, value in other.items())
+                raise InputError(f"start = {self.config.start!r}: of another network; give {as_built} in [network]")
             model.network.load_state_dict(first.network.state_dict())
         return model
 

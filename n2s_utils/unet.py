@@ -20,7 +20,7 @@ class LeakyReLU(nn.Module):
 
     leaky:    0.1 x + 0.9 max(x, 0)
     softplus: 0.1 x + 0.9 w log(1 + exp(x / w))
-    silu:     0.1 x + 0.9 x / (1 + exp(-x / w)), one kernel forward and one backward
+    silu:     0.1 x + 0.9 x / (1 + exp(-x / w))
 
     A kink between y - s_a u and y + s_a u puts a jump into the antithetic loss's gradient (notebook 06).
     Raises InputError for an unknown kink, or a width that is not above 0 where one is needed.

@@ -102,6 +102,11 @@ def test_numbers_without_a_point_serve_as_floats():
         ("name = ", ("not TOML",)),
         ("\x00\x01", ("not TOML",)),
         (FILE + "[[stages]]\noptimisation = { crop = -1 }", ("crop = -1",)),
+        (FILE + "[stages]\noptimisation = { crop = 64 }", ("[[stages]]",)),
+        ("stages = []\n" + FILE, ("[[stages]]",)),
+        (FILE.replace("sigma = 25", "sigma = [5, 60]"), ("sigma = [5.0, 60.0]", "one number")),
+        (FILE.replace("sigma = 25", "sigma = [[5, 6], 60]"), ("[noise] sigma = [5, 6]", "float")),
+        (FILE + "[[stages]]\noptimisation = { clip = [1, 2] }", ("clip = [1, 2]", "float")),
     ],
 )
 def test_bad_configuration_file_is_refused(tmp_path, refused, text, parts):
@@ -267,6 +272,9 @@ def test_a_run_is_the_same_as_itself_on_any_machine_and_from_any_place_of_its_st
     assert differences(tiny().tables(), tiny()) == []
     assert differences(tiny().tables(), tiny(every=1, precision="bf16", compile=True)) == []
     assert differences(tiny(start="here").tables(), tiny(start="there")) == []
+    on_a_gpu = tiny().tables()
+    on_a_gpu["machine"]["device"] = "cuda"  # which a machine without one would refuse
+    assert differences(on_a_gpu, tiny()) == []
 
 
 @pytest.mark.parametrize(

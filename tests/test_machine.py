@@ -26,17 +26,19 @@ def test_auto_is_bf16_where_there_are_units_and_only_there(monkeypatch, units):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "cap", "expected"),
+    ("capabilities", "cap", "onednn", "expected"),
     [
-        ({"avx512_bf16": True}, "AVX512", True),
-        ({"amx_bf16": True, "avx512_bf16": False}, "AVX512", True),
-        ({"bf16": True}, "DEFAULT", True),  # Arm
-        ({"avx512_bf16": False, "amx_bf16": False, "avx512_f": True}, "AVX512", False),
-        ({}, "DEFAULT", False),
-        ({"avx512_bf16": True, "amx_bf16": True}, "AVX2", False),  # ATEN_CPU_CAPABILITY=avx2
+        ({"avx512_bf16": True}, "AVX512", True, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, "AVX512", True, True),
+        ({"bf16": True}, "DEFAULT", True, True),  # Arm
+        ({"avx512_bf16": False, "amx_bf16": False, "avx512_f": True}, "AVX512", True, False),
+        ({}, "DEFAULT", False, False),
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX2", True, False),  # ATEN_CPU_CAPABILITY=avx2
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX512", False, False),  # ONEDNN_MAX_CPU_ISA=AVX2
     ],
 )
-def test_units_of_a_processor_are_those_that_pytorch_may_use(monkeypatch, capabilities, cap, expected):
+def test_units_of_a_processor_are_those_that_pytorch_may_use(monkeypatch, capabilities, cap, onednn, expected):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cap)
     assert machine.has_bf16_units("cpu") is expected

@@ -331,11 +331,11 @@ def test_a_start_serves_another_noise_level_by_a_change_of_variables(tiny_sets, 
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("changes", [{"output_scale": 1.0}, {"deviation": 0.2}], ids=str)
-def test_a_start_of_another_scale_is_refused(tiny_sets, tmp_path, refused, changes):
+@pytest.mark.parametrize("changes", [{"output_scale": 1.0}, {"deviation": 0.2}, {"shared_blocks": True}], ids=str)
+def test_a_start_of_another_network_is_refused(tiny_sets, tmp_path, refused, changes):
     first = train(tiny(crops=1, **changes), tmp_path)
     [(name, value)] = changes.items()
-    with refused(f"start = '{first}'", "another deviation or output_scale", f"{name} = {value}"):
+    with refused(f"start = '{first}'", "of another network", f"{name} = {value}"):
         train(tiny(name="second", crops=1, start=str(first)), tmp_path)
 
 

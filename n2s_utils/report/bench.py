@@ -78,7 +78,7 @@ def training_rows() -> Iterator[Row]:
 
 
 def denoising(megapixels: float, memory: float = denoiser.MEMORY) -> tuple[float, float]:
-    """Seconds per megapixel and peak memory in MB of a process that does nothing else."""
+    """Seconds per megapixel and peak memory in MiB of a process that does nothing else."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_denoise_here, megapixels, memory).result()
 
@@ -99,7 +99,7 @@ def denoising_rows() -> Iterator[Row]:
         seconds, peak = denoising(megapixels, memory)
         work = f"denoising {megapixels:g} megapixels within {memory:g} GB"
         yield f"{work}, time", seconds, "seconds per megapixel"
-        yield f"{work}, peak memory", peak, "MB"
+        yield f"{work}, peak memory", peak, "MiB"
 
 
 def precision_rows() -> Iterator[Row]:

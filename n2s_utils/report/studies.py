@@ -71,6 +71,7 @@ class Run:
         """Whether a row with these settings is one of this run; a field that they do not have had its default."""
         theirs, mine = json.loads(settings), json.loads(self.settings)
         same = all(theirs[part] == mine[part] for part in ("extra", "measure"))
+        same = same and theirs["config"].get("start", "") == self.config.start
         return same and Faults(**theirs["faults"]) == self.faults and not config.differences(theirs["config"], self.config)
 
 
@@ -211,7 +212,7 @@ def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, Any]:
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
         y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
         y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
-        errors.append(_poisson_error(single, y) if type(single.noise) is Poisson else _unit_error(single, y))
+        errors.append(poisson_error(single, y, single.noise.zeta) if type(single.noise) is Poisson else _unit_error(single, y))
     if isinstance(single.noise, Gaussian):
         return {"estimated_psnr": -10 * np.log10(np.mean(errors) * single.noise.std**2)}
     return {"estimated_psnr": -10 * np.log10(np.mean(errors))} if type(single.noise) is Poisson else {"held_out_loss": np.mean(errors)}
@@ -230,15 +231,16 @@ def _unit_error(single: Denoiser, y: np.ndarray) -> float:
     return objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
 
 
-def _poisson_error(single: Denoiser, y: np.ndarray) -> float:
-    """The mean squared error of x(y), by Hudson's identity E[lambda f(c)] = E[c f(c - 1)] for counts c of mean lambda:
+def poisson_error(denoise: Callable[[np.ndarray], np.ndarray], y: np.ndarray, zeta: float) -> float:
+    """The mean squared error of x = denoise(y), pictures (H, W, C) with Poisson noise of gain zeta, without a clean picture,
+    by Hudson's identity E[lambda f(c)] = E[c f(c - 1)] for counts c of mean lambda:
 
     E|x - y|^2 + E[2 y_i (x_i(y) - x_i(y - zeta e_i)) - zeta y_i], e_i one count at pixel i.
 
     A random sixteenth of the pixels lose their count together; what that does to the others is what neighbours do to each.
     """
-    zeta, less = single.noise.parameters["zeta"], rng("hudson").random(y.shape) < 1 / 16
-    x, shifted = single(y), single((y - zeta * less.astype(np.float32)).clip(0))
+    less = rng("hudson").random(y.shape) < 1 / 16
+    x, shifted = denoise(y), denoise((y - zeta * less.astype(np.float32)).clip(0))
     change = y * (x - shifted)
     return float(((x - y) ** 2).mean() + 2 * (change[less].mean() - change[~less].mean()) - zeta * y.mean())
 
