@@ -9,13 +9,16 @@ import torch
 from conftest import BENCHMARKS_PRESENT
 
 from n2s_utils import config, datasets, denoiser, noise, weights
-from n2s_utils.evaluation import evaluate, method_of
+from n2s_utils.evaluation import evaluate, method_of, read_rows
 from n2s_utils.files import ROOT
+from n2s_utils.mixture import Mixture
 from n2s_utils.report import tables
 
 SHIPPED = sorted((ROOT / "data" / "weights").glob("*.safetensors"))
 # Of the colour sets the first pictures only, for time.
 BENCHMARK = {"Set12": None, "CBSD68": 3, "Kodak": 3}
+# What the networks for every noise are checked on, one picture each.
+EVERY_NOISE = [noise.Gaussian(25.0), noise.Poisson(0.01), noise.Gamma(100.0)]
 CHECKED = BENCHMARK if BENCHMARKS_PRESENT else {"sample": None, "sample-grey": None}
 
 
@@ -58,19 +61,34 @@ def all_threads(one_thread):
 def test_recorded_psnr_is_repeated(dataset):
     channels = datasets.image_set(dataset).channels
     rows = tables.read_results()
-    rows = rows[(rows.dataset == dataset) & (rows.seed == 0) & rows.weights.ne("")].set_index(["weights", "image"])
+    rows = rows[(rows.dataset == dataset) & (rows.seed == 0) & rows.weights.ne("")]
+    rows = rows.set_index(["weights", "method", "noise", "parameter", "image"])
     names = [Path(file).stem for file in datasets.image_set(dataset).files][: CHECKED[dataset]]
     pictures = list(datasets.load(dataset, names))
     compared = 0
     for path in SHIPPED:
-        record = weights.load_record(path)
-        if record["channels"] != channels:
+        if weights.load_record(path)["channels"] != channels:
             continue
-        model = noise.from_table(record["config"]["noise"])
-        single = denoiser.load(path, model, channels)
-        for row in evaluate(dataset, pictures, model, method_of(path), single, [0], path):
-            recorded = rows.loc[(path.name, row["image"])]
-            assert recorded.weights_sha256 == row["weights_sha256"]
-            assert row["psnr"] == pytest.approx(recorded.psnr, abs=0.02), row["image"]
-            compared += 1
+        trained = denoiser.trained_noise(path)
+        models, chosen = (EVERY_NOISE, pictures[:1]) if isinstance(trained, Mixture) else ([trained], pictures)
+        for model in models:
+            single = denoiser.load(path, model, channels)
+            for row in evaluate(dataset, chosen, model, method_of(path), single, [0], path):
+                recorded = rows.loc[tuple(row[key] for key in rows.index.names)]
+                assert recorded.weights_sha256 == row["weights_sha256"]
+                assert row["psnr"] == pytest.approx(recorded.psnr, abs=0.02), row["image"]
+                compared += 1
     assert compared >= len(pictures)
+
+
+@pytest.mark.parametrize("dataset", CHECKED)
+@pytest.mark.usefixtures("all_threads")
+def test_weights_serve_another_sigma_as_recorded(dataset):
+    kind = "colour" if datasets.image_set(dataset).channels == 3 else "grey"
+    path, model = ROOT / "data" / "weights" / f"{kind}-gaussian25-antithetic.safetensors", noise.Gaussian(50.0)
+    rows = read_rows([ROOT / "data" / "results" / "studies" / "rescaled.csv"])
+    pictures = list(datasets.load(dataset, [Path(datasets.image_set(dataset).files[0]).stem]))
+    method = f"{method_of(path)}, rescaled"
+    [row] = evaluate(dataset, pictures, model, method, denoiser.load(path, model), [0], path)
+    [recorded] = rows[(rows.dataset == dataset) & (rows.method == method) & (rows.image == row["image"])].psnr
+    assert row["psnr"] == pytest.approx(recorded, abs=0.02)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from n2s_utils import noise
 from n2s_utils.files import ROOT
 from n2s_utils.report import tables
 
@@ -55,7 +56,7 @@ def test_the_twin_has_its_columns_once_it_is_measured():
 
 
 def test_a_misprint_is_no_target():
-    table = tables.psnr_table(_all_methods(50.0), tables.read_published(), 50.0)
+    table = tables.psnr_table(_all_methods(50.0), tables.read_published(), noise.Gaussian(50.0))
     assert np.isnan(table.paper["Kodak"]) and table.paper["CBSD68"] == 27.75
 
 
@@ -97,3 +98,21 @@ def test_two_networks_of_one_kind_are_refused_by_name(refused):
     both = pd.concat([results[results.method != tables.OURS], *(ours.assign(weights=file) for file in files)])
     with refused(*files, tables.OURS, "BSD68"):
         tables.psnr_table(both, tables.read_published())
+
+
+def test_the_network_for_every_noise_has_a_table_a_model():
+    dedicated = _all_methods(25.0, **{tables.OURS: 31.0}).query("method == @tables.OURS")
+    parts = [dedicated.assign(weights="colour-gaussian25-antithetic.safetensors")]
+    for name, parameters in tables.GENERAL.items():
+        for value in parameters:
+            methods = {tables.OURS: 30.5, tables.TWIN: 30.75} | ({tables.PUBLISHED: 25.0} if name == "poisson" else {})
+            rows = _all_methods(value, **methods).assign(noise=name)
+            rows["weights"] = rows.method.map(lambda method: "" if method in ("noisy", "nlm") else f"colour-{method}.safetensors")
+            parts.append(rows)
+    everything = pd.concat(parts)
+    text = tables.general_tables(everything, tables.read_published())
+    gaussian, poisson, gamma = text.split("\n\n")[1::2]
+    assert "for this noise alone" in gaussian and "| CBSD68, 25 | 2 | 20.00 | 28.00 | 31.00 | **30.50** |" in gaussian
+    assert "published formula" in poisson and "| CBSD68, 0.01 | 2 | 20.00 | 28.00 | 25.00 | **30.50** |" in poisson
+    assert "| 30.75 | -0.25 | 32.61 | -2.11 | 33.01 |" in poisson
+    assert "published formula" not in gamma and "this noise alone" not in gamma and "| Kodak, 50 |" in gamma

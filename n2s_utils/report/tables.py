@@ -3,6 +3,7 @@
 Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from n2s_utils import cli
+from n2s_utils import cli, noise
 from n2s_utils.cli import InputError
 from n2s_utils.evaluation import read_rows
 from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
+COLOUR = DATASETS[:2]
 OURS, PLAIN, TWIN = "noise2score-antithetic", "noise2score", "supervised"
+PUBLISHED = OURS + "-published"  # the same score, read by the formula for counts as published
+GENERAL = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 50.0)}  # the paper's Table 2
 
 
 def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
@@ -74,25 +78,35 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def psnr_table(
-    results: pd.DataFrame, published: pd.DataFrame, sigma: float = 25.0, known: int = 1, network: str = "dedicated"
+    results: pd.DataFrame,
+    published: pd.DataFrame,
+    model: noise.Model = noise.Gaussian(25.0),  # noqa: B008 frozen
+    known: int = 1,
+    network: str = "dedicated",
+    datasets: Sequence[str] = DATASETS,
 ) -> pd.DataFrame:
-    """Gaussian noise of `sigma`: a row per benchmark set, ours beside the baselines and the published figures, in dB.
+    """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
     `known` and `network` are those of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
     """
-    rows = pick(results[(results.noise == "gaussian") & (results.parameter == sigma)], known, network)
-    summary = summarise(rows).set_index(["dataset", "method"])
-    figures = published[(published.noise == "gaussian") & (published.parameter == sigma) & (published.known == known)]
-    figures = figures[~figures.note.astype(str).str.startswith("misprint")]
-    claims = figures[figures.method.isin(["noise2score", "earlier-reproduction"])].set_index(["dataset", "method"]).psnr
-    table = pd.DataFrame([_table_row(dataset, sigma, summary, claims) for dataset in DATASETS])
-    return table.set_index("set").dropna(axis=1, how="all")
+
+    def of(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[(rows.noise == model.name) & (rows.parameter == model.parameter)]
+
+    summary = summarise(pick(of(results), known, network)).set_index(["dataset", "method"])
+    figures = of(published[published.known == known])
+    claims = figures[~figures.note.astype(str).str.startswith("misprint")].drop_duplicates(["dataset", "method"])
+    others = pd.Series(dtype=float)
+    if network == "general":
+        others = summarise(pick(of(results), known)).set_index(["dataset", "method"])["mean"]
+    rows = [_table_row(dataset, model, summary, claims.set_index(["dataset", "method"]).psnr, others) for dataset in datasets]
+    return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
-def _table_row(dataset: str, sigma: float, summary: pd.DataFrame, claims: pd.Series) -> dict[str, Any]:
+def _table_row(dataset: str, model: noise.Model, summary: pd.DataFrame, claims: pd.Series, dedicated: pd.Series) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
-            raise InputError(f"data/results: no rows of {method} on {dataset} at sigma {sigma:g}; run 'make report PROFILE=paper'")
+            raise InputError(f"data/results: no rows of {method} on {dataset} with {model}; run 'make report PROFILE=paper'")
     ours, paper = summary.loc[(dataset, OURS)], claims.get((dataset, "noise2score"), np.nan)
     twin = summary["mean"].get((dataset, TWIN), np.nan)
     return {
@@ -101,12 +115,15 @@ def _table_row(dataset: str, sigma: float, summary: pd.DataFrame, claims: pd.Ser
         "noisy": summary["mean"][dataset, "noisy"],
         "non-local means": summary["mean"][dataset, "nlm"],
         "ours, the paper's loss": summary["mean"].get((dataset, PLAIN), np.nan),  # trained in colour only
+        "ours, the published formula": summary["mean"].get((dataset, PUBLISHED), np.nan),
+        "ours, for this noise alone": dedicated.get((dataset, OURS), np.nan),
         "ours": ours["mean"],
         "95 % interval": ours["interval"],
         "supervised twin": twin,
         "to the twin": ours["mean"] - twin,
         "paper": paper,
         "to the paper": ours["mean"] - paper,
+        "paper's supervised": claims.get((dataset, "supervised"), np.nan) if model.name != "gaussian" else np.nan,
         "earlier reproduction": claims.get((dataset, "earlier-reproduction"), np.nan),
     }
 
@@ -133,9 +150,22 @@ def _cell(column: str, value: float) -> str:
 
 
 def all_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
-    """The tables of every measured noise level, as Markdown, each under its sigma."""
-    sigmas = sorted(results[results.dataset.isin(DATASETS) & (results.noise == "gaussian")].parameter.unique())
-    return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(psnr_table(results, published, sigma))}" for sigma in sigmas)
+    """The tables of the networks for one noise level, as Markdown, each under its sigma."""
+    dedicated = results[results.dataset.isin(DATASETS) & (results.noise == "gaussian") & network_of(results).ne("general")]
+    tables = {sigma: psnr_table(results, published, noise.Gaussian(sigma)) for sigma in sorted(dedicated.parameter.unique())}
+    return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(table)}" for sigma, table in tables.items())
+
+
+def general_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
+    """The tables of the network for every noise, as Markdown, one a model of noise."""
+    parts = []
+    for name, parameters in GENERAL.items():
+        tables = {
+            value: psnr_table(results, published, noise.make(name, value), network="general", datasets=COLOUR) for value in parameters
+        }
+        table = pd.concat([table.rename(lambda dataset, value=value: f"{dataset}, {value:g}") for value, table in tables.items()])
+        parts.append(f"{name.capitalize()}:\n\n{to_markdown(table.rename_axis('set, parameter'))}")
+    return "\n\n".join(parts)
 
 
 def speed_table() -> str:
@@ -160,7 +190,12 @@ def readme_with(parts: dict[str, str], readme: str) -> str:
 
 def readme_parts() -> dict[str, str]:
     """Name of the marks -> what stands between them."""
-    return {"psnr-table": all_tables(read_results(), read_published()), "speed-table": speed_table()}
+    results, published = read_results(), read_published()
+    return {
+        "psnr-table": all_tables(results, published),
+        "general-table": general_tables(results, published),
+        "speed-table": speed_table(),
+    }
 
 
 def main() -> None:
