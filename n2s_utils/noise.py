@@ -154,7 +154,7 @@ class Poisson(_Model):
 
     def curvature(self, c: Values) -> Values:
         """(log g)', by which the score of c differs from g times that of z."""
-        return (c > 0) / (-2 * self._root(c) ** 2)
+        return (c >= 0) / (-2 * self._root(c) ** 2)  # at 0, where counts lie, that of the counts' side
 
     def inverse(self, z: Values) -> Values:
         """The picture whose noisy z has this mean, asymptotically: zeta (z^-1 + 1/4)."""

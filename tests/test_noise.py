@@ -278,3 +278,9 @@ def test_a_number_is_the_same_key_in_every_type_of_float():
     assert np.array_equal(noise.rng(np.float64(0.05)).random(4), noise.rng(0.05).random(4))
     for other in (25.5, np.float32(26)):
         assert not np.array_equal(noise.rng("a", other).random(4), first)
+
+
+def test_at_no_count_the_curvature_is_that_of_the_counts_side():
+    zero = np.zeros(1)
+    assert noise.Poisson(0.05).curvature(zero) == pytest.approx(-4 / 3)
+    assert noise.Poisson(0.05).curvature(zero - 0.01) == 0
