@@ -10,7 +10,7 @@ import torch
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
 from n2s_utils.mixture import Mixture, Noise, PerCrop, Source
-from n2s_utils.noise import Poisson
+from n2s_utils.noise import Model, Poisson
 from n2s_utils.objectives import Objective, Regression, Settings
 
 Batch = tuple[torch.Tensor, ...]  # what a loss takes after the network: (c, u, s_a) or (c, target)
@@ -55,6 +55,7 @@ class Feed:
             raise InputError(f"held_out = {data.held_out!r}: not the channels of {data.dataset!r}")
         pictures = self._coordinates(data.dataset, data.noise_seed)
         self.names = list(self.kept(pictures))
+        self.models = [noise.of(data.dataset, name) for name in self.names]
         self.crops = self.training_crops(pictures)
         self.targets = self._targets(data.dataset, data.fresh_noise)
         self.held_out = self._held_out()
@@ -92,12 +93,12 @@ class Feed:
 
     def noise_of(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Noise:
         """The noise of the same crops."""
-        return self._noise_of(self.data.dataset, self.names, self.crops.choose_pictures(size, np.random.default_rng([seed, step]))[part])
+        return self._noise_of(self.models, self.crops.choose_pictures(size, np.random.default_rng([seed, step]))[part])
 
-    def _noise_of(self, dataset: str, names: list[str], chosen: np.ndarray) -> Noise:
+    def _noise_of(self, models: list[Model], chosen: np.ndarray) -> Noise:
         if not isinstance(self.noise, Mixture):
             return self.noise
-        return PerCrop([self.noise.of(dataset, names[picture]) for picture in chosen])
+        return PerCrop([models[picture] for picture in chosen])
 
     def _with_probe(self, c: torch.Tensor, noise: Noise, rng: np.random.Generator, crops_seen: int | None, part: slice) -> Batch:
         """(c, u, s_a), `draws` of u per crop; the levels of held-out crops (`crops_seen` None) are spread over their range."""
@@ -134,7 +135,9 @@ class Feed:
         pictures = self._coordinates(data.held_out, data.noise_seed)
         crops = Crops(pictures, self.crop, self.device)
         c = crops.batch(size, rng)
-        self.held_out_noise = self._noise_of(data.held_out, list(pictures), crops.choose_pictures(size, copy.deepcopy(same_places)))
+        self.held_out_noise = self._noise_of(
+            [self.noise.of(data.held_out, name) for name in pictures], crops.choose_pictures(size, copy.deepcopy(same_places))
+        )
         if self.objective.needs == "noisy":
             return self._with_probe(c, self.held_out_noise, rng, None, slice(None))
         clean = self.objective.needs == "clean"

@@ -118,9 +118,9 @@ class Run:
             raise InputError(f"crop = {self.config.optimisation.crop}: give a multiple of {model.stride}")
         if self.start:
             first, built = load_weights(self.start, model.channels), load_record(self.start)["config"]["network"]
-            other = {key: built[key] for key in ("name", "deviation", "output_scale", "shared_blocks") if key in built}
-            if other := {key: value for key, value in other.items() if value != getattr(self.config.network, key)}:
-                as_built = " and ".join(f"{key} = {value!r}" for key, value in other.items())
+            fixed = [key for key in ("name", "deviation", "output_scale", "shared_blocks") if key in built]
+            as_built = " and ".join(f"{key} = {built[key]!r}" for key in fixed if built[key] != getattr(self.config.network, key))
+            if as_built:
                 raise InputError(f"start = {self.config.start!r}: of another network; give {as_built} in [network]")
             model.network.load_state_dict(first.network.state_dict())
         return model
@@ -196,7 +196,8 @@ class Run:
         loss = self.loss_sum.item() / (self.step - (self.rows[-1]["step"] if self.rows else 0))
         self.loss_sum.zero_()
         if not self.group.first:
-            return self.rows.append({"step": self.step})
+            self.rows.append({"step": self.step})
+            return
         self.rows.append(
             {
                 "step": self.step,
