@@ -7,6 +7,7 @@ from torch import nn
 
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Noise
+from n2s_utils.noise import REFERENCE
 from n2s_utils.unet import UNet
 
 # Modules from (B, channels, H, W) to the same shape, H and W multiples of their `stride`, whose outputs depend on pixels
@@ -60,14 +61,13 @@ class ScoreNetwork(nn.Module):
         return self.deviation * noise.slope(c) * self.network(t) + noise.curvature(c)
 
     def weight(self, c: torch.Tensor, noise: Noise, power: float = 0.0) -> torch.Tensor:
-        """(a / mean a)^power / T'(c)^2 with a the variance of the noise at the brightness of c, its mean that of each picture.
+        """(a / REFERENCE)^power / T'(c)^2 with a the variance of the noise at the brightness of c.
 
-        Score matching weighted so is measured in units of N; power 0 counts every brightness alike, 1 as the squared error of
-        the picture does.
+        Score matching weighted so is measured in units of N; power 0 counts every brightness and noise level alike, 1 as the
+        squared error of the picture does.
         """
         weight = 1 / (self.deviation * noise.slope(c)) ** 2
         if not power:
             return weight
         variance = noise.variance(noise.posterior_mean(c, noise.curvature(c)))
-        relative = variance / variance.mean((1, 2, 3), keepdim=True).clip(1e-9)  # of a black crop it is 0
-        return relative**power * weight
+        return (variance / REFERENCE) ** power * weight

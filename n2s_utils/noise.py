@@ -25,6 +25,8 @@ from n2s_utils.cli import InputError
 
 Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
+REFERENCE = (25 / 255) ** 2  # the variance of the noise that has weight 1 in a loss, whatever the power of its weights
+
 
 class _Model:
     """What the models share: their parameters, as rows and file names give them."""

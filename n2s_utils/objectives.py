@@ -19,7 +19,7 @@ import torch
 
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Noise, Source
-from n2s_utils.noise import Gaussian
+from n2s_utils.noise import REFERENCE, Gaussian
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Weight = Callable[[torch.Tensor], torch.Tensor]
@@ -55,7 +55,7 @@ class Settings:
     cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
     draws: int = 1  # of u per crop
     s_counts: float = 0.0  # s_a of crops with Poisson noise, in counts, where others have s_max to s_min; 0: they too
-    weight_power: float = 0.0  # see network.ScoreNetwork.weight; of the antithetic objectives
+    weight_power: float = 0.0  # see network.ScoreNetwork.weight and Regression; of the antithetic objectives and the twins
 
 
 class ScoreMatching(Protocol):
@@ -156,15 +156,17 @@ class Regression:
     """The supervised twin (target: the clean image) and Noise2Noise (target: a second realization): the squared error of
     the posterior mean, by the formula that evaluation uses, in units of the network's output:
 
-    E|x(c) - target|^2 / (deviation^2 Var), Var the mean variance of the noise in each crop.
+    E|x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop.
     """
 
     deviation: float
     needs: str
+    power: float = 0.0
 
     def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise) -> torch.Tensor:
         variance = noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
-        return ((noise.posterior_mean(c, R(c)) - target).square() / variance).mean() / self.deviation**2
+        weight = (variance / REFERENCE) ** self.power / (self.deviation**2 * variance)
+        return (weight * (noise.posterior_mean(c, R(c)) - target).square()).mean()
 
 
 Objective = ScoreMatching | Regression
@@ -201,7 +203,7 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
         return SCORE_MATCHING[settings.name](settings)
     if settings.s_max or settings.s_min:
         raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
-    return Regression(deviation, TWINS[settings.name])
+    return Regression(deviation, TWINS[settings.name], settings.weight_power)
 
 
 def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01, weight: Weight = unweighted) -> float:

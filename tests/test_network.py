@@ -96,6 +96,20 @@ def test_weight_is_the_squared_scale_of_the_network_s_output(model):
     torch.testing.assert_close(zero, model.curvature(c))
 
 
+def test_power_weighs_by_the_variance_of_the_noise():
+    network, x = Architecture().build(1), np.array([0.1, 0.4], np.float32).reshape(1, 1, 1, 2)
+    for model, variance in (
+        (noise.Gaussian(25.0), [1, 1]),
+        (noise.Gaussian(50.0), [4, 4]),
+        (noise.Poisson(0.001), x.flat * 0.001 / noise.REFERENCE),
+        (noise.Gamma(100.0), x.flat**2 / 100 / noise.REFERENCE),
+    ):
+        c = torch.from_numpy(model.coordinate(x))
+        for power in (0.5, 1.0):
+            ratio = network.weight(c, model, power) / network.weight(c, model)
+            np.testing.assert_allclose(ratio.flatten(), np.float32(variance) ** power, rtol=0.03)
+
+
 class _Constant(torch.nn.Module):
     channels, stride, reach = 1, 1, 0
 

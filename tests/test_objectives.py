@@ -216,6 +216,14 @@ def test_twins_declare_what_more_they_need():
     assert {name: _make(name, 0, 0).needs for name in TWINS} == {"supervised": "clean", "noise2noise": "pair"}
 
 
+@pytest.mark.parametrize(("sigma", "power", "times"), [(25, 0.5, 1), (50, 0, 1), (50, 0.5, 2), (50, 1, 4), (12.5, 0.5, 1 / 2)])
+def test_power_weighs_twins_by_the_variance_of_the_noise(sigma, power, times):
+    model, target = noise.Gaussian(sigma), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    c = model.coordinate(target + 0.1)
+    flat, weighted = (_make("supervised", 0, 0, weight_power=p).loss(torch.zeros_like, c, target, model).item() for p in (0, power))
+    assert weighted / flat == pytest.approx(times)
+
+
 def test_ar_dae_level_falls_stays_and_restarts():
     levels = objectives.ARDAE(0.05, 0.001)
 

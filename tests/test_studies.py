@@ -214,7 +214,7 @@ def test_the_faults_of_a_run_are_those_of_its_pictures(study, monkeypatch):
     seen = []
     monkeypatch.setattr(studies, "train", lambda config, folder, feed: seen.append(feed.keywords) or training.train(config, folder, feed))
     studies.run_study(study, ["ours-clipped"])
-    assert seen == [{"faults": Faults(clip_noisy=True, cut_once=32)}]
+    assert seen == [{"faults": Faults(clip_noisy=True, cut_once=32), "variant": ""}]
     curves = pd.read_csv(study.with_name("demo-curves.csv"))
     assert curves.run.tolist() == ["ours-clipped"] and curves.held_out_loss.notna().all()
 

@@ -15,8 +15,10 @@ from n2s_utils import noise
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import Crops, noisy_pictures, require_size
 from n2s_utils.evaluation import psnr
-from n2s_utils.feed import Feed
+from n2s_utils.feed import Data, Feed
+from n2s_utils.mixture import Source
 from n2s_utils.network import NETWORKS
+from n2s_utils.report.variants import varied
 from n2s_utils.unet import UNet
 
 SLIPPED = (0, 2, 3, 5)  # the pictures that its flipped copies came from
@@ -43,11 +45,11 @@ class Faults:
 
 
 class FaultyFeed(Feed):
-    """A feed with `faults`."""
+    """A feed with `faults`, or with a variant of the noise (a key of variants.VARIANTS)."""
 
-    def __init__(self, *arguments: Any, faults: Faults, **options: Any):
+    def __init__(self, data: Data, source: Source, *arguments: Any, faults: Faults, variant: str = "", **options: Any):
         self.faults = faults
-        super().__init__(*arguments, **options)
+        super().__init__(data, varied(source, variant), *arguments, **options)
 
     def noisy(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
         model = self.noise

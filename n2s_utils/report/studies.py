@@ -7,7 +7,8 @@ FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
                    `also`, other sets and how many images of each; `noises`, MODEL = [parameters] to measure on, where they
                    are not that of the training: columns end in their labels
     [runs.NAME]    tables of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
-                   `draws` evaluations of the whole sets as the earlier reproduction made them
+                   `draws` evaluations of the whole sets as the earlier reproduction made them; `variant`, a key of
+                   variants.VARIANTS; `measure`, what is different there
 
 A study of faults, such as data/results/studies/why_23_db.toml, has two sections more:
 
@@ -43,6 +44,7 @@ from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
 from n2s_utils.noise import Gaussian, Poisson, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
+from n2s_utils.report.variants import varied, varied_model
 from n2s_utils.training import train
 from n2s_utils.weights import load_record, load_weights
 
@@ -60,18 +62,20 @@ class Run:
     extra: tuple[str, ...]
     measure: dict[str, Any]
     notes: dict[str, str]
+    variant: str
 
     @property
     def settings(self) -> str:
         """All that determines the row, as JSON."""
         tables = {name: table for name, table in self.config.tables().items() if name != "machine"}
-        return json.dumps({"config": tables, "faults": asdict(self.faults), "extra": self.extra, "measure": self.measure})
+        rest = {"faults": asdict(self.faults), "extra": self.extra, "measure": self.measure, "variant": self.variant}
+        return json.dumps({"config": tables} | rest)
 
     def made(self, settings: str) -> bool:
         """Whether a row with these settings is one of this run; a field that they do not have had its default."""
         theirs, mine = json.loads(settings), json.loads(self.settings)
         same = all(theirs[part] == mine[part] for part in ("extra", "measure"))
-        same = same and theirs["config"].get("start", "") == self.config.start
+        same = same and theirs["config"].get("start", "") == self.config.start and theirs.get("variant", "") == self.variant
         return same and Faults(**theirs["faults"]) == self.faults and not config.differences(theirs["config"], self.config)
 
 
@@ -95,11 +99,14 @@ def _read_run(path: Path, content: dict[str, Any], name: str, fields: dict[str, 
     for kind in extra:
         if kind not in EXTRA:
             raise InputError(f"{path}, run {name}: unknown evaluation {kind!r}; known: {', '.join(EXTRA)}")
+    variant, measure = fields.pop("variant", ""), content["measure"] | fields.pop("measure", {})
     try:
         changes, notes = _faults(content, fields)
         tables = config.merged(config.merged({"name": name} | content["common"], changes), fields)
         faults = Faults(**tables.pop("pictures", {}))
-        return Run(config.from_tables(tables), faults, extra, content["measure"], notes)
+        run = Run(config.from_tables(tables), faults, extra, measure, notes, variant)
+        varied(run.config.noise, variant)
+        return run
     except (TypeError, InputError) as error:
         raise InputError(f"{path}, run {name}: {error}") from None
 
@@ -144,7 +151,7 @@ def run_study(path: str | Path, only: list[str] | None = None, folder: str | Pat
         rows = _recorded(folder / f"{path.stem}.csv")
         if _is_recorded(rows, name, runs[name]):
             continue
-        feed = partial(FaultyFeed, faults=runs[name].faults)
+        feed = partial(FaultyFeed, faults=runs[name].faults, variant=runs[name].variant)
         weights = train(runs[name].config, ROOT / "build" / "runs" / path.stem, feed)
         row = pd.DataFrame([_measured(runs[name], weights)], index=pd.Index([name], name="run"))
         rows = _recorded(folder / f"{path.stem}.csv")  # again: another process may have added to them meanwhile
@@ -171,7 +178,7 @@ def _measured(run: Run, weights: Path) -> dict[str, Any]:
     models: list[Source] = [noise.make(name, value) for name, values in measure.get("noises", {}).items() for value in values]
     for model in models or [run.config.noise]:
         assert not isinstance(model, Mixture), f"{run.config.name}: a mixture is measured on the noises of [measure]"
-        columns = _on_noise(run, Denoiser(load_weights(weights), model))
+        columns = _on_noise(run, Denoiser(load_weights(weights), varied_model(model, run.variant)))
         row |= {column + f"-{model.label}" * bool(models): value for column, value in columns.items()}
     return {key: round(float(value), 4) if isinstance(value, np.floating) else value for key, value in row.items()}
 
@@ -212,10 +219,10 @@ def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, Any]:
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
         y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
         y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
-        errors.append(poisson_error(single, y, single.noise.zeta) if type(single.noise) is Poisson else _unit_error(single, y))
+        errors.append(poisson_error(single, y, single.noise.zeta) if single.noise.name == Poisson.name else _unit_error(single, y))
     if isinstance(single.noise, Gaussian):
         return {"estimated_psnr": -10 * np.log10(np.mean(errors) * single.noise.std**2)}
-    return {"estimated_psnr": -10 * np.log10(np.mean(errors))} if type(single.noise) is Poisson else {"held_out_loss": np.mean(errors)}
+    return {"estimated_psnr": -10 * np.log10(np.mean(errors))} if single.noise.name == Poisson.name else {"held_out_loss": np.mean(errors)}
 
 
 def _unit_error(single: Denoiser, y: np.ndarray) -> float:
@@ -224,9 +231,10 @@ def _unit_error(single: Denoiser, y: np.ndarray) -> float:
     """
     model, network = single.noise, single.network
     c = torch.from_numpy(np.ascontiguousarray(model.coordinate(y).transpose(2, 0, 1)[None]))
+    mean = network.weight(c, model, power=1.0).mean()
 
     def weight(c: torch.Tensor) -> torch.Tensor:
-        return network.weight(c, model, power=1.0) * network.deviation**2
+        return network.weight(c, model, power=1.0) / mean
 
     return objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
 

@@ -1,0 +1,97 @@
+"""What notebook 08 compares the product's choices with: the same noise in other coordinates, and other shares of the models."""
+
+from dataclasses import dataclass
+
+from n2s_utils.cli import InputError
+from n2s_utils.mixture import Mixture, Source
+from n2s_utils.noise import REFERENCE, Gamma, Gaussian, Model, Poisson, Values, rng
+
+
+class GammaOfEps1(Gamma):
+    """c = sqrt(k) log(1 + y / eps) with a smaller eps."""
+
+    eps = 1 / 255
+
+
+class GammaOfEps16(Gamma):
+    """The same with a larger one."""
+
+    eps = 16 / 255
+
+
+class GammaInIntensity(Gamma):
+    """c = y, as Kim & Ye have it. The network sees y as it is, as it does at sigma 25; the noise in it follows the brightness."""
+
+    def coordinate(self, y: Values) -> Values:
+        return y
+
+    def stabilise(self, c: Values) -> Values:
+        return c / REFERENCE**0.5
+
+    def slope(self, c: Values) -> Values:
+        return super().slope(c) / REFERENCE**0.5
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """k y / ((k - 1) - y l'(y)), Kim & Ye's formula."""
+        return self.k * c / ((self.k - 1) - c * score)
+
+
+class StabilisedCounts(Poisson):
+    """c = z: noise of our own is added after Anscombe's transform, and the score is meant there."""
+
+    def coordinate(self, y: Values) -> Values:
+        return super().stabilise(super().coordinate(y))
+
+    def stabilise(self, c: Values) -> Values:
+        return c
+
+    def slope(self, c: Values) -> Values:
+        return 0 * c + 1
+
+    def curvature(self, c: Values) -> Values:
+        return 0 * c
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """z' = z + l_z(z), x = inverse(z')."""
+        return self.inverse(c + score)
+
+
+GAUSSIAN_HALF = "gaussian-half"  # half of the pictures of a mixture have Gaussian noise, not a third
+VARIANTS: dict[str, dict[type, type]] = {
+    "": {},
+    "gamma-eps-1": {Gamma: GammaOfEps1},
+    "gamma-eps-16": {Gamma: GammaOfEps16},
+    "gamma-in-y": {Gamma: GammaInIntensity},
+    "poisson-stabilised": {Poisson: StabilisedCounts},
+    GAUSSIAN_HALF: {},
+}
+
+
+def varied_model(model: Model, variant: str) -> Model:
+    """The same noise in the coordinate of a key of VARIANTS."""
+    return VARIANTS[variant].get(type(model), type(model))(**model.parameters)
+
+
+@dataclass(frozen=True)
+class VariedMixture(Mixture):
+    """A mixture with a key of VARIANTS."""
+
+    variant: str = ""
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {name: ends for name, ends in super().ranges.items() if name != "variant"}
+
+    def of(self, dataset: str, image: str) -> Model:
+        model, generator = super().of(dataset, image), rng(GAUSSIAN_HALF, dataset, image)
+        if self.variant == GAUSSIAN_HALF and not isinstance(model, Gaussian) and generator.random() < 1 / 4:
+            low, high = self.sigma
+            model = Gaussian(low * (high / low) ** generator.random())
+        return varied_model(model, self.variant)
+
+
+def varied(source: Source, variant: str) -> Source:
+    """The noise of a set with a key of VARIANTS; raises InputError for a variant that does not exist."""
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; known: {', '.join(filter(None, VARIANTS))}")
+    return VariedMixture(**source.ranges, variant=variant) if isinstance(source, Mixture) else varied_model(source, variant)
