@@ -101,8 +101,8 @@ def test_power_weighs_by_the_variance_of_the_noise():
     for model, variance in (
         (noise.Gaussian(25.0), [1, 1]),
         (noise.Gaussian(50.0), [4, 4]),
-        (noise.Poisson(0.001), x.flat * 0.001 / noise.REFERENCE),
-        (noise.Gamma(100.0), x.flat**2 / 100 / noise.REFERENCE),
+        (noise.Poisson(0.001), x.ravel() * 0.001 / noise.REFERENCE),
+        (noise.Gamma(100.0), x.ravel() ** 2 / 100 / noise.REFERENCE),
     ):
         c = torch.from_numpy(model.coordinate(x))
         for power in (0.5, 1.0):
