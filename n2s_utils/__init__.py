@@ -22,8 +22,9 @@ The rooms of the method, each importing only from those above it:
 And in report, which the method does not need:
     figures         pictures for the notebooks
     tables          the PSNR tables of notebook 05 and the README
+    variants        other coordinates and shares of the noise (notebook 08)
     faults          the earlier reproduction's faults and its way of measuring (notebook 07)
-    studies         short runs trained and measured, a row each (notebooks 06, 07)
+    studies         short runs trained and measured, a row each (notebooks 06 to 08)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     pages           execute the notebooks into web pages (needs papermill and nbconvert)

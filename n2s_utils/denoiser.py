@@ -124,6 +124,13 @@ def recorrupted(denoiser: Denoiser, y: np.ndarray, s_a: float, draws: int, rng: 
     return np.mean(outputs, axis=0)
 
 
+def as_published(denoiser: Denoiser, y: np.ndarray) -> np.ndarray:
+    """For counts, the score read by the formula as published (noise.Poisson.published_mean)."""
+    assert isinstance(denoiser.noise, noise.Poisson)
+    c = denoiser.noise.coordinate(y)
+    return denoiser.noise.published_mean(c, denoiser.score(c))
+
+
 def x8(denoiser: Denoiser, y: np.ndarray) -> np.ndarray:
     """The mean over the eight flips and quarter turns of y (H, W, C), each turned back."""
     outputs = []

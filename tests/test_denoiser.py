@@ -85,9 +85,8 @@ def test_gamma_prior_and_poisson_noise_give_about_the_posterior_mean(zeta):
     ours, arithmetic = Denoiser(network, model)(_picture(zeta * counts)), zeta * (counts + SHAPE) / (1 + RATE)
     np.testing.assert_allclose(ours.ravel(), arithmetic, rtol=0.02)
     assert (np.abs(ours.ravel() / arithmetic - 1) < np.abs(counts * zeta / arithmetic - 1))[-1]  # nearer than the noisy picture
-    c = model.coordinate(_picture(zeta * counts))
     geometric = zeta * np.exp(torch.digamma(torch.from_numpy(counts + SHAPE)).numpy()) / (1 + RATE)
-    published = model.published_mean(c, Denoiser(network, model).score(c)).ravel()
+    published = denoiser.as_published(Denoiser(network, model), _picture(zeta * counts)).ravel()
     np.testing.assert_allclose(published, geometric, rtol=1e-4)
     assert (np.abs(published / arithmetic - 1) > 10 * np.abs(published / geometric - 1)).all()
 
