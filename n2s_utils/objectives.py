@@ -206,12 +206,12 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
     return Regression(deviation, TWINS[settings.name], settings.weight_power)
 
 
-def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01, weight: Weight = unweighted) -> float:
+def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:
     """Stein's unbiased estimate of the mean squared error of the posterior mean for Gaussian noise, in units of its
-    variance, from the noisy c (B, C, H, W) alone: 1 + |R|^2 + 2 div R, pixels weighted by `weight`, of mean 1.
+    variance, from the noisy c (B, C, H, W) alone: 1 + |R|^2 + 2 div R.
 
     This is 1 plus the antithetic loss with a Rademacher probe (Ramani et al., IEEE TIP 2008). s_a^2 is its bias, so s_a must
     be far below 1.
     """
     u, level = rademacher(c, generator), torch.full((len(c), 1, 1, 1), s_a, device=c.device)
-    return 1 + AntitheticARDAE(s_a, s_a).loss(R, c, u, level, weight).item()
+    return 1 + AntitheticARDAE(s_a, s_a).loss(R, c, u, level).item()

@@ -42,7 +42,7 @@ from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
-from n2s_utils.noise import Gaussian, Poisson, realization, rng
+from n2s_utils.noise import Gamma, Poisson, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.report.variants import varied, varied_model
 from n2s_utils.training import train
@@ -211,32 +211,26 @@ def _of_channels(picture: np.ndarray, channels: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, Any]:
-    """What whole held-out noisy pictures tell, comparable between crop sizes too: the PSNR to expect, by SURE for Gaussian
-    noise and by Hudson's identity for counts; for other noise only a loss, for want of such an identity.
-    """
+def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, float]:
+    """The PSNR to expect, from whole held-out noisy pictures alone, comparable between crop sizes too."""
     data, errors, stride = run.config.data, [], single.network.stride
     for image, clean in islice(load(data.held_out), run.measure["held_out"]):
         y = realization(clean, single.noise, data.held_out, image, data.noise_seed)
-        y = y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]
-        errors.append(poisson_error(single, y, single.noise.zeta) if single.noise.name == Poisson.name else _unit_error(single, y))
-    if isinstance(single.noise, Gaussian):
-        return {"estimated_psnr": -10 * np.log10(np.mean(errors) * single.noise.std**2)}
-    return {"estimated_psnr": -10 * np.log10(np.mean(errors))} if single.noise.name == Poisson.name else {"held_out_loss": np.mean(errors)}
+        errors.append(expected_error(single, y[: y.shape[0] // stride * stride, : y.shape[1] // stride * stride]))
+    return {"estimated_psnr": -10 * np.log10(np.mean(errors))}
 
 
-def _unit_error(single: Denoiser, y: np.ndarray) -> float:
-    """The mean squared error that SURE expects, in units of the noise's variance, which in c is taken for Gaussian. Where it is
-    not (Gamma) this is the score-matching loss, weighted to units of the picture, but for a constant.
+def expected_error(single: Denoiser, y: np.ndarray) -> float:
+    """The mean squared error to expect of the posterior mean of the noisy y (H, W, C), without a clean picture: by SURE for
+    Gaussian noise, and by `poisson_error` or `gamma_error`.
     """
-    model, network = single.noise, single.network
+    model = single.noise
+    if isinstance(model, Poisson):
+        return poisson_error(single, y, model.zeta)
+    if isinstance(model, Gamma):
+        return gamma_error(single, y, model.k)
     c = torch.from_numpy(np.ascontiguousarray(model.coordinate(y).transpose(2, 0, 1)[None]))
-    mean = network.weight(c, model, power=1.0).mean()
-
-    def weight(c: torch.Tensor) -> torch.Tensor:
-        return network.weight(c, model, power=1.0) / mean
-
-    return objectives.sure(partial(network, noise=model), c, torch.Generator().manual_seed(0), weight=weight)
+    return model.std**2 * objectives.sure(partial(single.network, noise=model), c, torch.Generator().manual_seed(0))
 
 
 def poisson_error(denoise: Callable[[np.ndarray], np.ndarray], y: np.ndarray, zeta: float) -> float:
@@ -244,13 +238,27 @@ def poisson_error(denoise: Callable[[np.ndarray], np.ndarray], y: np.ndarray, ze
     by Hudson's identity E[lambda f(c)] = E[c f(c - 1)] for counts c of mean lambda:
 
     E|x - y|^2 + E[2 y_i (x_i(y) - x_i(y - zeta e_i)) - zeta y_i], e_i one count at pixel i.
-
-    A random sixteenth of the pixels lose their count together; what that does to the others is what neighbours do to each.
     """
-    less = rng("hudson").random(y.shape) < 1 / 16
-    x, shifted = denoise(y), denoise((y - zeta * less.astype(np.float32)).clip(0))
-    change = y * (x - shifted)
-    return float(((x - y) ** 2).mean() + 2 * (change[less].mean() - change[~less].mean()) - zeta * y.mean())
+    return _error_by_lowering(denoise, y, (y - zeta).clip(0)) - zeta * float(y.mean())
+
+
+def gamma_error(denoise: Callable[[np.ndarray], np.ndarray], y: np.ndarray, k: float) -> float:
+    """The same for Gamma noise of shape k, by E[x f(y)] = E[y f(b y)] with b ~ Beta(k, 1), as integration by parts gives it:
+
+    E|x - y|^2 + E[2 y_i (x_i(y) - x_i(y with b y_i at pixel i)) - y_i^2 / (k + 1)].
+    """
+    lower = rng("beta").beta(k, 1, y.shape) * y
+    return _error_by_lowering(denoise, y, lower) - float((y**2).mean()) / (k + 1)
+
+
+def _error_by_lowering(denoise: Callable[[np.ndarray], np.ndarray], y: np.ndarray, lower: np.ndarray) -> float:
+    """E|x - y|^2 + E[2 y_i (x_i(y) - x_i(y with lower_i at pixel i))]. A random sixteenth of the pixels is lowered together;
+    what that does to the others is what neighbours do to each.
+    """
+    chosen = rng("hudson").random(y.shape) < 1 / 16
+    x, lowered = denoise(y), denoise(np.where(chosen, lower, y).astype(np.float32))
+    change = y * (x - lowered)
+    return float(((x - y) ** 2).mean() + 2 * (change[chosen].mean() - change[~chosen].mean()))
 
 
 def main() -> None:
