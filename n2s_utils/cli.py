@@ -1,6 +1,7 @@
 """What every command shares: one-line errors and plain progress."""
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,9 @@ def run(main: Callable[[], None]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "disk full; nothing half-written is left, free space and run again"
         status = _complain(f"{error.filename}: " + (remedy if full else f"{error.strerror}; check the path and its permissions"))
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # gloo's threads may abort a process of torchrun that ends in the usual way
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status or 0)
     sys.exit(status)
 
 

@@ -79,8 +79,10 @@ def group_of(device: str) -> Iterator[Group]:
     group = Group(distributed.get_rank(), distributed.get_world_size())
     try:
         yield group
+        group.any(False)  # a process that leaves while another still talks to it can end that one
     except RuntimeError as error:
         if not isinstance(error, distributed.DistError) and not any(word in str(error) for word in ("peer", "Gloo", "gloo", "NCCL")):
             raise
         raise PeerLost(f"another of the {group.size} processes is gone; the same command goes on from the last checkpoint") from None
-    distributed.destroy_process_group()
+    finally:
+        distributed.destroy_process_group()
