@@ -1,10 +1,10 @@
 """What every command shares: one-line errors and plain progress."""
 
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -13,8 +13,8 @@ class InputError(ValueError):
     """Bad input from the user; the message is one line that names the culprit and the remedy."""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command's `main` and exit: 0, or one line and 2 for bad input, a bad path or a full disk, 130 for Ctrl-C."""
+def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -> None:
+    """Run a command's `main` and `leave` with its status: 0, or one line and 2 for bad input, a bad path or a full disk, 130 for Ctrl-C."""
     status = 0
     try:
         main()
@@ -29,10 +29,7 @@ def run(main: Callable[[], None]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "disk full; nothing half-written is left, free space and run again"
         status = _complain(f"{error.filename}: " + (remedy if full else f"{error.strerror}; check the path and its permissions"))
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # gloo's threads may abort a process of torchrun that ends in the usual way
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status or 0)
-    sys.exit(status)
+    leave(status)
 
 
 def _complain(message: object) -> int:

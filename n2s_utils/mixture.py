@@ -1,7 +1,7 @@
 """Noise that differs from picture to picture, from which one network learns every noise."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ class Mixture:
     @property
     def ranges(self) -> dict[str, Range]:
         """Parameter -> its range."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _MEMBERS}
 
     @property
     def parameters(self) -> dict[str, list[float]]:
@@ -45,7 +45,11 @@ class Mixture:
     def of(self, dataset: str, image: str) -> Model:
         """The noise of a picture: a pure function of the names of set and picture."""
         generator = rng("mixture", dataset, image)
-        parameter, (low, high) = list(self.ranges.items())[generator.integers(len(_MEMBERS))]
+        return self.draw(list(_MEMBERS)[generator.integers(len(_MEMBERS))], generator)
+
+    def draw(self, parameter: str, generator: np.random.Generator) -> Model:
+        """The model of that parameter, its value log-uniform in the range."""
+        low, high = self.ranges[parameter]
         return _MEMBERS[parameter](low * (high / low) ** generator.random())
 
     def misses(self, model: Model) -> str:

@@ -57,7 +57,7 @@ class _Model:
         return self
 
 
-class _Unit(_Model):
+class Unit(_Model):
     """Noise of about unit deviation in c itself: z = c."""
 
     def stabilise(self, c: Values) -> Values:
@@ -72,7 +72,7 @@ class _Unit(_Model):
 
 
 @dataclass(frozen=True)
-class Gaussian(_Unit):
+class Gaussian(Unit):
     """y = x + n, n ~ N(0, std^2), std = sigma / 255: sigma is the noise level on the 0-255 scale. c = y / std, z = c.
 
     Raises InputError if sigma is not a finite positive number.
@@ -196,7 +196,7 @@ class PoissonGaussian(Poisson):
 
 
 @dataclass(frozen=True)
-class Gamma(_Unit):
+class Gamma(Unit):
     """y = x g, g ~ Gamma(shape k, scale 1/k): speckle of mean 1 and variance 1/k. c = sqrt(k) log(1 + y / eps), z = c:
     black is 0, and the noise has about unit deviation where y is well above eps = 4/255.
 

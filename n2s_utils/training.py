@@ -30,7 +30,7 @@ from n2s_utils.mixture import Noise
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.noise import Gaussian
 from n2s_utils.optimisation import Optimizer
-from n2s_utils.parallel import SINGLE, Group, group_of
+from n2s_utils.parallel import SINGLE, Group, group_of, leave
 from n2s_utils.weights import load_record, load_weights, save_weights
 
 RUNS = ROOT / "build" / "runs"
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, leave)

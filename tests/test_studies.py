@@ -9,6 +9,8 @@ import pytest
 from scipy.ndimage import uniform_filter
 
 from n2s_utils import noise, training
+from n2s_utils.denoiser import Denoiser
+from n2s_utils.network import Architecture
 from n2s_utils.report import studies
 from n2s_utils.report.faults import Faults
 
@@ -143,6 +145,12 @@ def test_error_is_estimated_from_the_noisy_picture(denoise, model, estimate):
     clean = np.stack([np.outer(ramp, ramp), np.outer(ramp[::-1], ramp)], -1)
     y = model.sample(clean, np.random.default_rng(0))
     assert estimate(denoise, y, model.parameter) == pytest.approx(((denoise(y) - clean) ** 2).mean(), rel=0.05)
+
+
+def test_noise_whose_error_cannot_be_estimated_is_refused(refused):
+    network = Architecture().build(1)
+    with refused("poisson-gaussian", "zeta 0.02"):
+        studies.expected_error(Denoiser(network, noise.PoissonGaussian(0.02, 5.0)), np.zeros((32, 32, 1), np.float32))
 
 
 FAULTS = (

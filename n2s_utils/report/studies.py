@@ -42,7 +42,7 @@ from n2s_utils.denoiser import Denoiser, recorrupted, x8
 from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
-from n2s_utils.noise import Gamma, Poisson, realization, rng
+from n2s_utils.noise import Gamma, Poisson, PoissonGaussian, realization, rng
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.report.variants import varied, varied_model
 from n2s_utils.training import train
@@ -222,9 +222,11 @@ def _without_clean_pictures(single: Denoiser, run: Run) -> dict[str, float]:
 
 def expected_error(single: Denoiser, y: np.ndarray) -> float:
     """The mean squared error to expect of the posterior mean of the noisy y (H, W, C), without a clean picture: by SURE for
-    Gaussian noise, and by `poisson_error` or `gamma_error`.
+    Gaussian noise, and by `poisson_error` or `gamma_error`. Raises InputError for noise without such an identity here.
     """
     model = single.noise
+    if isinstance(model, PoissonGaussian):
+        raise InputError(f"{model}: no estimate of its error from noisy pictures alone; measure on another noise")
     if isinstance(model, Poisson):
         return poisson_error(single, y, model.zeta)
     if isinstance(model, Gamma):

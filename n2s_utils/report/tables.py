@@ -16,7 +16,6 @@ from n2s_utils.evaluation import read_rows
 from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
-COLOUR = DATASETS[:2]
 OURS, PLAIN, TWIN = "noise2score-antithetic", "noise2score", "supervised"
 PUBLISHED = OURS + "-published"  # the same score, read by the formula for counts as published
 GENERAL = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 50.0)}  # the paper's Table 2

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Mixture, Source
-from n2s_utils.noise import REFERENCE, Gamma, Gaussian, Model, Poisson, Values, rng
+from n2s_utils.noise import REFERENCE, Gamma, Gaussian, Model, Poisson, Unit, Values, rng
 
 
 class GammaOfEps1(Gamma):
@@ -36,20 +36,11 @@ class GammaInIntensity(Gamma):
         return self.k * c / ((self.k - 1) - c * score)
 
 
-class StabilisedCounts(Poisson):
+class StabilisedCounts(Unit, Poisson):
     """c = z: noise of our own is added after Anscombe's transform, and the score is meant there."""
 
     def coordinate(self, y: Values) -> Values:
-        return super().stabilise(super().coordinate(y))
-
-    def stabilise(self, c: Values) -> Values:
-        return c
-
-    def slope(self, c: Values) -> Values:
-        return 0 * c + 1
-
-    def curvature(self, c: Values) -> Values:
-        return 0 * c
+        return Poisson.stabilise(self, super().coordinate(y))
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """z' = z + l_z(z), x = inverse(z')."""
@@ -78,15 +69,10 @@ class VariedMixture(Mixture):
 
     variant: str = ""
 
-    @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        return {name: ends for name, ends in super().ranges.items() if name != "variant"}
-
     def of(self, dataset: str, image: str) -> Model:
         model, generator = super().of(dataset, image), rng(GAUSSIAN_HALF, dataset, image)
         if self.variant == GAUSSIAN_HALF and not isinstance(model, Gaussian) and generator.random() < 1 / 4:
-            low, high = self.sigma
-            model = Gaussian(low * (high / low) ** generator.random())
+            model = self.draw("sigma", generator)
         return varied_model(model, self.variant)
 
 
