@@ -2,11 +2,11 @@
 
     python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE [--seed K] [--csv FILE] [--pictures FOLDER]
                                    [--recorruptions J [--s-a S_A] | --x8] [--memory GB] [--device DEVICE]
-    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE --noisy --pictures FOLDER
+    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE|--noise MODEL --noisy --pictures FOLDER
 
-NOISE is --sigma S (Gaussian), --zeta Z (Poisson), both (Poisson and Gaussian) or --k K (Gamma).
-The first adds noise to the clean images of FOLDER and prints PSNR and SSIM of each; the second takes
-images that are noisy already and only writes pictures.
+NOISE is --sigma S (Gaussian), --zeta Z (Poisson), both (Poisson and Gaussian) or --k K (Gamma). The first adds noise to the clean
+images of FOLDER and prints PSNR and SSIM of each; the second takes images that are noisy already and only writes pictures,
+where --noise estimates the parameter of each (and with "auto" the model).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means
 
-from n2s_utils import cli, denoiser, noise
+from n2s_utils import cli, denoiser, estimation, noise
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import load_folder
 from n2s_utils.files import ROOT, atomic_write, sha256
@@ -72,21 +72,18 @@ def ssim(clean: np.ndarray, output: np.ndarray) -> float:
     )
 
 
-def result_row(
-    dataset: str, image: str, method: str, model: noise.Model, seed: int, clean: np.ndarray, output: np.ndarray, origin: dict
-) -> dict[str, Any]:
-    """One row of results (COLUMNS): what was denoised how, from which noise seed and weights (`origin_of`), and how well."""
-    return {
-        "dataset": dataset,
-        "image": image,
-        "method": method,
-        "noise": model.name,
-        "parameter": model.parameter,
-        "known": 1,
-        "seed": seed,
-        "psnr": round(psnr(clean, output), 4),
-        "ssim": round(ssim(clean, output), 5),
-    } | origin
+def measurement(dataset: str, image: str, method: str, model: noise.Model, seed: int, origin: dict, known: int = 1) -> dict[str, Any]:
+    """What a row of results is of (MEASURED): what was denoised how, from which noise seed and weights (`origin_of`).
+
+    `known` is 0 where the parameter of the noise was estimated.
+    """
+    of = {"dataset": dataset, "image": image, "method": method, "noise": model.name, "parameter": model.parameter}
+    return of | {"known": known, "seed": seed} | origin
+
+
+def result_row(of: dict[str, Any], clean: np.ndarray, output: np.ndarray) -> dict[str, Any]:
+    """One row of results (COLUMNS): a `measurement`, and how well it went."""
+    return of | {"psnr": round(psnr(clean, output), 4), "ssim": round(ssim(clean, output), 5)}
 
 
 def origin_of(weights: Path | None) -> dict[str, str]:
@@ -110,16 +107,43 @@ def evaluate(
     `weights` is the file it came from. A row that stands in `recorded` (COLUMNS) already, of the same noise, picture, seed,
     method and weights, is given again and not measured.
     """
-    origin = origin_of(weights)
-    known = {} if recorded is None else {_key(row): row for row in recorded.to_dict("records")}
+    origin, known = origin_of(weights), _by_key(recorded)
     for name, clean in pictures:
         for seed in seeds:
-            of = {"dataset": dataset, "image": name, "method": method, "noise": model.name, "parameter": model.parameter}
-            row = known.get(_key(of | {"known": 1, "seed": seed} | origin))
-            if row is None:
-                output = denoise(noise.realization(clean, model, dataset, name, seed))
-                row = result_row(dataset, name, method, model, seed, clean, output, origin)
-            yield row
+            of = measurement(dataset, name, method, model, seed, origin)
+            yield known.get(_key(of)) or result_row(of, clean, denoise(noise.realization(clean, model, dataset, name, seed)))
+
+
+def evaluate_unknown(
+    dataset: str,
+    pictures: Iterable[tuple[str, np.ndarray]],
+    model: noise.Model,
+    method: str,
+    denoiser_of: Callable[[noise.Model], Denoise],
+    weights: Path,
+    recorded: pd.DataFrame | None = None,
+    estimate: Callable[[np.ndarray], noise.Model] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The same with the parameter of the noise estimated from each noisy picture, one noise seed (0): rows with `known` 0 and the
+    parameter that was found, in a column `estimate`.
+
+    `estimate` maps a noisy picture to its noise; None: estimation.estimate for the model, its name known. `denoiser_of` makes
+    the denoiser for what was found.
+    """
+    origin, known = origin_of(weights), _by_key(recorded)
+    estimate = estimate or partial(estimation.estimate, name=model.name)
+    for name, clean in pictures:
+        of = measurement(dataset, name, method, model, 0, origin, known=0)
+        row = known.get(_key(of))
+        if row is None:
+            y = noise.realization(clean, model, dataset, name, 0)
+            found = estimate(y)
+            row = result_row(of, clean, denoiser_of(found)(y)) | {"estimate": found.rounded}
+        yield row
+
+
+def _by_key(rows: pd.DataFrame | None) -> dict[tuple[str, ...], dict[Any, Any]]:
+    return {} if rows is None else {_key(row): row for row in rows.to_dict("records")}
 
 
 def _key(row: dict[Any, Any]) -> tuple[str, ...]:
@@ -141,8 +165,9 @@ def read_rows(files: Iterable[Path]) -> pd.DataFrame:
 
 
 def write_rows(rows: Iterable[dict], path: str | Path) -> pd.DataFrame:
-    """Write result rows as CSV, whole or not at all, and return them."""
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    """Write result rows as CSV, whole or not at all, and return them; a column `estimate` stands last, where they have one."""
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=[*COLUMNS, *table.columns.difference(COLUMNS)])
     write_table(table, path)
     return table
 
@@ -167,6 +192,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sigma", type=float, help="level of Gaussian noise, 0-255 scale; with --zeta that of counts beside it")
     parser.add_argument("--zeta", type=float, help="gain of Poisson noise")
     parser.add_argument("--k", type=float, help="shape of Gamma noise")
+    parser.add_argument("--noise", choices=[*estimation.ESTIMATORS, "auto"], help="model, the parameter to be estimated; with --noisy")
     parser.add_argument("--noisy", action="store_true", help="the images are noisy already: only write pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the added noise (default 0)")
     parser.add_argument("--csv", type=Path, help="where to write the rows (default build/evaluation/FOLDER.csv)")
@@ -182,23 +208,28 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _noise_of(options: argparse.Namespace) -> noise.Model:
+def _noise_of(options: argparse.Namespace) -> noise.Model | None:
+    """The noise of all pictures; None where it is to be estimated from each."""
     given = {name: getattr(options, name) for name in ("sigma", "zeta", "k") if getattr(options, name) is not None}
+    if options.noise:
+        if given or not options.noisy:
+            raise InputError(f"--noise {options.noise}: estimates the parameter of noisy images; give --noisy, and no parameter")
+        return None
     for name, model in noise.MODELS.items():
         if {field.name for field in fields(model)} == given.keys():
             return noise.make(name, **given)
-    raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together")
+    raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together, or --noise to estimate it")
 
 
 def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.Denoiser, Denoise, str]:
-    """The denoiser, the way it is used, and the suffix of the method's name."""
+    """The denoiser, the way it is used, and the suffix of the method's name; warns of noise that the weights did not see."""
     loaded = denoiser.load(options.weights, model, device=require_device(options.device))
     single = denoiser.Denoiser(loaded.network, model, options.memory)
     trained = denoiser.trained_noise(options.weights)
     if isinstance(trained, Mixture):
         if missed := trained.misses(model):
             print(f"warning: {missed}, which {options.weights.name} was trained for")
-    elif trained != model:
+    elif trained != model and not options.noise:
         print(f"note: {options.weights.name} was trained on {trained}; used on {model} by a change of variables")
     if options.recorruptions is not None:
         draws = options.recorruptions
@@ -212,6 +243,26 @@ def _warn_if_not_counts(name: str, picture: np.ndarray, model: noise.Poisson) ->
         print(f"warning: {name}: {off:.0%} of its values are no multiples of zeta {model.zeta:g}: not counts of that gain")
 
 
+def _denoise_noisy(options: argparse.Namespace, model: noise.Model | None) -> None:
+    """Write the denoised pictures; a picture that cannot be denoised is named, and does not cost the others."""
+    refused, told = [], _way_of(options, model)[1] if model else None
+    estimate = estimation.choose if options.noise == "auto" else partial(estimation.estimate, name=options.noise)
+    for name, picture in load_folder(options.data, load_record(options.weights)["channels"]):
+        try:
+            found = model or estimate(picture)
+            if isinstance(model, noise.Poisson) and not model.read_variance:
+                _warn_if_not_counts(name, picture, model)
+            denoise = told or _way_of(options, found)[1]
+            write_picture(denoise(picture), options.pictures / f"{name}.png")
+        except InputError as error:
+            refused.append(name)
+            print(f"{name}: left out: {error}", flush=True)
+            continue
+        print(f"{name}: written" + f", estimated {found}" * (model is None), flush=True)
+    if refused:
+        raise InputError(f"{len(refused)} pictures were left out: {', '.join(refused)}")
+
+
 def main() -> None:
     options = _options()
     model = _noise_of(options)
@@ -219,23 +270,20 @@ def main() -> None:
         raise InputError(f"{options.pictures}: holds the input; give another folder to --pictures")
     if options.noisy and not options.pictures:
         raise InputError("--noisy: there is no clean image to measure against; give --pictures a folder for the results")
+    if options.noisy:
+        return _denoise_noisy(options, model)
+    assert model
     single, denoise, suffix = _way_of(options, model)
     dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
     rows = []
     for name, picture in load_folder(options.data, single.network.channels):
-        if options.noisy and isinstance(model, noise.Poisson) and not model.read_variance:
-            _warn_if_not_counts(name, picture, model)
-        output = denoise(picture if options.noisy else noise.realization(picture, model, dataset, name, options.seed))
+        output = denoise(noise.realization(picture, model, dataset, name, options.seed))
         if options.pictures:
             write_picture(output, options.pictures / f"{name}.png")
-        if options.noisy:
-            print(f"{name}: written", flush=True)
-            continue
-        rows.append(result_row(dataset, name, method, model, options.seed, picture, output, origin))
+        rows.append(result_row(measurement(dataset, name, method, model, options.seed, origin), picture, output))
         print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", flush=True)
-    if rows:
-        table = write_rows(rows, options.csv or ROOT / "build" / "evaluation" / f"{dataset}.csv")
-        print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}")
+    table = write_rows(rows, options.csv or ROOT / "build" / "evaluation" / f"{dataset}.csv")
+    print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}")
 
 
 if __name__ == "__main__":

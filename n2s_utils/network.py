@@ -29,6 +29,7 @@ class Architecture:
     kink: str = "softplus"  # of the activations, see unet.LeakyReLU
     kink_width: float = 0.05
     shared_blocks: bool = False
+    width: int = 48  # feature maps of an encoder's block
 
     def build(self, channels: int) -> "ScoreNetwork":
         """Fresh weights, from torch's generator; raises InputError for a value that makes no network."""
@@ -37,6 +38,8 @@ class Architecture:
         for field in ("deviation", "output_scale"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise InputError(f"{field} = {getattr(self, field)}: give a number above 0")
+        if self.width < 3:
+            raise InputError(f"width = {self.width}: give a whole number from 3")
         options = {name: value for name, value in asdict(self).items() if name not in ("name", "deviation")}
         return ScoreNetwork(NETWORKS[self.name](channels, **options), self.deviation)
 

@@ -45,6 +45,11 @@ class _Model:
         return values[0] if len(values) == 1 else "+".join(f"{value:g}" for value in values)
 
     @property
+    def rounded(self) -> str:
+        """The parameters to four digits, joined by "+": what was found of an unknown noise."""
+        return "+".join(f"{value:.4g}" for value in self.parameters.values())
+
+    @property
     def label(self) -> str:
         """As file names give it, such as gaussian25."""
         return self.name + "+".join(f"{value:g}" for value in self.parameters.values())
@@ -142,7 +147,7 @@ class Poisson(_Model):
     def coordinate(self, y: Values) -> Values:
         """Raises InputError for negative intensities, which no count has."""
         if not self.read_variance:
-            _check_not_negative(self.name, y)
+            check_not_negative(self.name, y)
         return y / self.zeta
 
     def _root(self, c: Values) -> Values:
@@ -221,7 +226,7 @@ class Gamma(Unit):
 
     def coordinate(self, y: Values) -> Values:
         """Raises InputError for negative intensities, which the model cannot give."""
-        _check_not_negative(self.name, y)
+        check_not_negative(self.name, y)
         return self.k**0.5 * _library(y).log1p(y / self.eps)
 
     def inverse(self, z: Values) -> Values:
@@ -263,7 +268,7 @@ def _check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} = {value}: give a finite number above 0")
 
 
-def _check_not_negative(name: str, y: Values) -> None:
+def check_not_negative(name: str, y: Values) -> None:
     if (y < 0).any():
         raise InputError(f"{name} noise: the picture has negative intensities (down to {float(y.min()):.3g}); it cannot be {name}")
 

@@ -54,8 +54,8 @@ def _conv(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
 class UNet(nn.Module):
     """Pictures (B, channels, H, W) -> the same shape, H and W multiples of `stride`.
 
-    `channels` is 1 (grey) or 3 (colour). With `shared_blocks` the encoder's blocks from the second on
-    are one block, and so are the decoder's (as in the code of Kim & Ye).
+    `channels` is 1 (grey) or 3 (colour), `width` the feature maps of an encoder's block. With `shared_blocks` the encoder's
+    blocks from the second on are one block, and so are the decoder's (as in the code of Kim & Ye).
     """
 
     stride = 32  # five 2x poolings
@@ -64,21 +64,32 @@ class UNet(nn.Module):
     reach = 158
 
     def __init__(
-        self, channels: int, shared_blocks: bool = False, output_scale: float = 10.0, kink: str = "leaky", kink_width: float = 0.05
+        self,
+        channels: int,
+        shared_blocks: bool = False,
+        output_scale: float = 10.0,
+        kink: str = "leaky",
+        kink_width: float = 0.05,
+        width: int = 48,
+        inputs: int | None = None,
     ):
+        """`inputs` is the channels that it sees (None: `channels`)."""
         super().__init__()
         self.channels, self.output_scale = channels, output_scale
+        inputs, w = inputs or channels, width
         self.activation = LeakyReLU(kink, kink_width)
         conv = partial(_conv, activation=self.activation)
-        self.encoder = nn.ModuleList([nn.Sequential(conv(channels, 48), conv(48, 48))] + [conv(48, 48) for _ in range(4)])
-        self.bottom = conv(48, 48)
-        self.decoder = nn.ModuleList(nn.Sequential(conv(inputs, 96), conv(96, 96)) for inputs in (96, 144, 144, 144))
+        self.encoder = nn.ModuleList([nn.Sequential(conv(inputs, w), conv(w, w))] + [conv(w, w) for _ in range(4)])
+        self.bottom = conv(w, w)
+        self.decoder = nn.ModuleList(nn.Sequential(conv(seen, 2 * w), conv(2 * w, 2 * w)) for seen in (2 * w, 3 * w, 3 * w, 3 * w))
         if shared_blocks:
             for i in (2, 3, 4):
                 self.encoder[i] = self.encoder[1]
             for i in (2, 3):
                 self.decoder[i] = self.decoder[1]
-        self.head = nn.Sequential(conv(96 + channels, 64), conv(64, 32), nn.Conv2d(32, channels, 3, padding=1))
+        self.head = nn.Sequential(
+            conv(2 * w + inputs, 4 * w // 3), conv(4 * w // 3, 2 * w // 3), nn.Conv2d(2 * w // 3, channels, 3, padding=1)
+        )
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         skips, x = [], y

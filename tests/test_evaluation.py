@@ -12,8 +12,9 @@ from conftest import record_of
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from n2s_utils import cli, denoiser, evaluation, noise
-from n2s_utils.files import sha256
+from n2s_utils import cli, denoiser, estimation, evaluation, noise
+from n2s_utils.evaluation import evaluate_unknown
+from n2s_utils.files import ROOT, sha256
 from n2s_utils.mixture import Mixture
 from n2s_utils.network import Architecture
 from n2s_utils.weights import save_weights
@@ -303,3 +304,42 @@ def test_command_averages(weights, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
         evaluation.main()
         assert set(pd.read_csv(tmp_path / "rows.csv").method) == {"noise2score" + suffix}
+
+
+def test_an_unknown_parameter_is_estimated_from_the_noisy_picture_alone():
+    model, clean = noise.Gaussian(25.0), np.full((48, 48, 1), 0.5, np.float32)
+    weights = ROOT / "data" / "weights" / "grey-antithetic.safetensors"
+    told = []
+
+    def denoiser_of(found):
+        told.append(found)
+        return lambda y: np.full_like(y, 0.5 + 1 / 255)
+
+    [row] = evaluate_unknown("sample", [("flat", clean)], model, "m", denoiser_of, weights)
+    expected = estimation.estimate(noise.realization(clean, model, "sample", "flat", 0), "gaussian")
+    assert told == [expected] and row["known"] == 0 and row["estimate"] == f"{expected.sigma:.4g}"
+    assert row["psnr"] == pytest.approx(20 * np.log10(255), abs=1e-3) and row["parameter"] == 25.0
+    [again] = evaluate_unknown("sample", [("flat", clean)], model, "m", denoiser_of, weights, pd.DataFrame([row]))
+    assert again["psnr"] == row["psnr"] and len(told) == 1  # found in the record
+    other = noise.Gaussian(30.0)
+    [fixed] = evaluate_unknown("sample", [("flat", clean)], model, "m", denoiser_of, weights, None, lambda y: other)
+    assert told[-1] == other and fixed["estimate"] == "30"
+
+
+def test_command_estimates_the_noise_of_each_picture_and_names_those_it_cannot(weights, tmp_path):
+    x = np.broadcast_to(np.linspace(0.3, 0.7, 64), (64, 64))[:, :, None].astype(np.float32)
+    (tmp_path / "in").mkdir()
+    noisy = noise.realization(x, noise.Gaussian(20.0), "s", "a", 0)
+    Image.fromarray((noisy[:, :, 0].clip(0, 1) * 255).round().astype(np.uint8)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(np.full((64, 64), 128, np.uint8)).save(tmp_path / "in" / "constant.png")
+    done = command("--weights", weights, "--data", tmp_path / "in", "--noise", "gaussian", "--noisy", "--pictures", tmp_path / "out")
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("a:")]
+    assert float(line.split()[-1]) == pytest.approx(20, rel=0.1)
+    assert done.returncode != 0 and "one value alone" in done.stdout and "1 pictures were left out: constant" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_command_estimates_only_noisy_pictures(weights, folder):
+    for extra in (("--noise", "gaussian"), ("--noise", "auto", "--noisy", "--pictures", "out", "--sigma", 25)):
+        done = command("--weights", weights, "--data", folder, *extra)
+        assert done.returncode == 2 and "give --noisy, and no parameter" in done.stderr

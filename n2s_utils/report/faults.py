@@ -18,7 +18,7 @@ from n2s_utils.evaluation import psnr
 from n2s_utils.feed import Data, Feed
 from n2s_utils.mixture import Source
 from n2s_utils.network import NETWORKS
-from n2s_utils.report.variants import varied
+from n2s_utils.report.variants import EstimatedMixture, varied
 from n2s_utils.unet import UNet
 
 SLIPPED = (0, 2, 3, 5)  # the pictures that its flipped copies came from
@@ -48,7 +48,7 @@ class FaultyFeed(Feed):
     """A feed with `faults`, or with a variant of the noise (a key of variants.VARIANTS)."""
 
     def __init__(self, data: Data, source: Source, *arguments: Any, faults: Faults, variant: str = "", **options: Any):
-        self.faults = faults
+        self.faults, self.truth = faults, source
         super().__init__(data, varied(source, variant), *arguments, **options)
 
     def noisy(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
@@ -56,6 +56,10 @@ class FaultyFeed(Feed):
         if self.faults.sigma_divided_twice:
             assert isinstance(model, noise.Gaussian)
             model = noise.Gaussian(model.sigma / 255)
+        if isinstance(model, EstimatedMixture):
+            pictures = noisy_pictures(dataset, self.truth, seed)
+            model.learn(dataset, pictures)
+            return pictures
         pictures = noisy_pictures(dataset, model, seed)
         if self.faults.clip_noisy and dataset != self.data.held_out:
             pictures = {name: y.clip(0, 1) for name, y in pictures.items()}

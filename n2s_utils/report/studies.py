@@ -43,6 +43,7 @@ from n2s_utils.evaluation import evaluate, write_table
 from n2s_utils.files import ROOT
 from n2s_utils.mixture import Mixture, Source
 from n2s_utils.noise import Gamma, Poisson, PoissonGaussian, realization, rng
+from n2s_utils.report import two_steps  # noqa: F401 one of the networks
 from n2s_utils.report.faults import Faults, FaultyFeed, evaluate_as_earlier
 from n2s_utils.report.variants import varied, varied_model
 from n2s_utils.training import train

@@ -22,8 +22,9 @@ GENERAL = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 5
 
 
 def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
-    """All result rows of a folder's CSV files; raises InputError if there are none."""
-    rows = read_rows(sorted(Path(folder).glob("*.csv")))
+    """The result rows of a folder's CSV files, of noise with one parameter (that of cameras is in notebook 09); raises InputError
+    if there are none."""
+    rows = read_rows(path for path in sorted(Path(folder).glob("*.csv")) if noise.PoissonGaussian.name not in path.name)
     if rows.empty:
         raise InputError(f"{folder}: no result rows; run 'make report PROFILE=paper'")
     return rows
@@ -94,32 +95,42 @@ def psnr_table(
     results: pd.DataFrame,
     published: pd.DataFrame,
     model: noise.Model = noise.Gaussian(25.0),  # noqa: B008 frozen
-    known: int = 1,
     network: str = "dedicated",
 ) -> pd.DataFrame:
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
-    `known` and `network` are those of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
+    `network` is that of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
     """
 
     def of(rows: pd.DataFrame) -> pd.DataFrame:
         return rows[(rows.noise == model.name) & (rows.parameter == model.parameter)]
 
-    summary = summarise(pick(of(results), known, network)).set_index(["dataset", "method"])
-    figures = of(published[published.known == known])
-    claims = figures[~figures.note.astype(str).str.startswith("misprint")].drop_duplicates(["dataset", "method"])
+    summary = summarise(pick(of(results), network=network)).set_index(["dataset", "method"])
+    figures = claims(published).reset_index()
+    claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
     others = pd.Series(dtype=float)
     if network == "general":
-        others = summarise(pick(of(results), known)).set_index(["dataset", "method"])["mean"]
-    rows = [_table_row(dataset, model, summary, claims.set_index(["dataset", "method"]).psnr, others) for dataset in DATASETS]
+        others = summarise(pick(of(results))).set_index(["dataset", "method"])["mean"]
+    unknown = summarise(pick(of(results), 0, network)).set_index(["dataset", "method"])["mean"]
+    rows = [_table_row(dataset, model, summary, claimed, others, unknown) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
-def _table_row(dataset: str, model: noise.Model, summary: pd.DataFrame, claims: pd.Series, dedicated: pd.Series) -> dict[str, Any]:
+def claims(published: pd.DataFrame) -> pd.Series:
+    """The published PSNR without misprints, by noise, parameter, dataset, known and method."""
+    figures = published[~published.note.astype(str).str.startswith("misprint")]
+    keys = ["noise", "parameter", "dataset", "known", "method"]
+    return figures.drop_duplicates(keys).set_index(keys).psnr
+
+
+def _table_row(
+    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], dedicated: pd.Series, unknown: pd.Series
+) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
             raise InputError(f"data/results: no rows of {method} on {dataset} with {model}; run 'make report PROFILE=paper'")
-    ours, paper = summary.loc[(dataset, OURS)], claims.get((dataset, "noise2score"), np.nan)
+    claim, claim_unknown = claimed
+    ours, paper = summary.loc[(dataset, OURS)], claim.get((dataset, "noise2score"), np.nan)
     twin = summary["mean"].get((dataset, TWIN), np.nan)
     return {
         "set": dataset,
@@ -135,8 +146,10 @@ def _table_row(dataset: str, model: noise.Model, summary: pd.DataFrame, claims: 
         "to the twin": ours["mean"] - twin,
         "paper": paper,
         "to the paper": ours["mean"] - paper,
-        "paper's supervised": claims.get((dataset, "supervised"), np.nan) if model.name != "gaussian" else np.nan,
-        "earlier reproduction": claims.get((dataset, "earlier-reproduction"), np.nan),
+        "paper's supervised": claim.get((dataset, "supervised"), np.nan) if model.name != "gaussian" else np.nan,
+        "earlier reproduction": claim.get((dataset, "earlier-reproduction"), np.nan),
+        "ours, parameter estimated": unknown.get((dataset, OURS), np.nan),
+        "paper, parameter unknown": claim_unknown.get((dataset, "noise2score"), np.nan),
     }
 
 

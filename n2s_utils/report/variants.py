@@ -1,7 +1,12 @@
-"""What notebook 08 compares the product's choices with: the same noise in other coordinates, and other shares of the models."""
+"""What notebooks 08 and 09 compare the product's choices with: the same noise in other coordinates, other shares of the models,
+and parameters that are estimated from the training pictures.
+"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from n2s_utils import estimation
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Mixture, Source
 from n2s_utils.noise import REFERENCE, Gamma, Gaussian, Model, Poisson, Unit, Values, rng
@@ -48,6 +53,7 @@ class StabilisedCounts(Unit, Poisson):
 
 
 GAUSSIAN_HALF = "gaussian-half"  # half of the pictures of a mixture have Gaussian noise, not a third
+ESTIMATED = "levels-estimated"  # of a mixture, see EstimatedMixture
 VARIANTS: dict[str, dict[type, type]] = {
     "": {},
     "gamma-eps-1": {Gamma: GammaOfEps1},
@@ -55,6 +61,7 @@ VARIANTS: dict[str, dict[type, type]] = {
     "gamma-in-y": {Gamma: GammaInIntensity},
     "poisson-stabilised": {Poisson: StabilisedCounts},
     GAUSSIAN_HALF: {},
+    ESTIMATED: {},
 }
 
 
@@ -76,8 +83,25 @@ class VariedMixture(Mixture):
         return varied_model(model, self.variant)
 
 
+@dataclass(frozen=True)
+class EstimatedMixture(Mixture):
+    """A mixture of which only the models of the pictures are known: their parameters are those that were estimated."""
+
+    found: dict[tuple[str, str], Model] = field(default_factory=dict)
+
+    def learn(self, dataset: str, pictures: dict[str, np.ndarray]) -> None:
+        """Estimate the parameter of each noisy picture of a set."""
+        for image, y in pictures.items():
+            self.found[dataset, image] = estimation.estimate(y, super().of(dataset, image).name)
+
+    def of(self, dataset: str, image: str) -> Model:
+        return self.found[dataset, image]
+
+
 def varied(source: Source, variant: str) -> Source:
     """The noise of a set with a key of VARIANTS; raises InputError for a variant that does not exist."""
     if variant not in VARIANTS:
         raise InputError(f"unknown variant {variant!r}; known: {', '.join(filter(None, VARIANTS))}")
+    if variant == ESTIMATED and isinstance(source, Mixture):
+        return EstimatedMixture(source.sigma, source.zeta, source.k)
     return VariedMixture(**source.ranges, variant=variant) if isinstance(source, Mixture) else varied_model(source, variant)

@@ -1,0 +1,172 @@
+"""The noise of one noisy picture, from that picture alone: its parameter, or its model too.
+
+The patches of a picture lie near a subspace of few dimensions, noise fills all of them: the least eigenvalues of the
+covariance of patches are the variance of the noise (Chen, Zhu & Heng, ICCV 2015). Noise that depends on brightness is first
+given unit deviation: each patch, channel by channel, is divided by the deviation that its own mean brightness calls for.
+Notebook 09 compares this with the estimators of others, and chose the numbers below on held-out noisy pictures.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from n2s_utils import noise
+from n2s_utils.cli import InputError
+
+SIDE = 8  # of a patch, pixels
+MOST, LEAST = 60_000, 1_000  # patches that are looked at, and that an estimate needs
+# The channels of a colour patch share their texture, and no patch need be left out. A grey one is used where its variance is at most
+# so many times that of the noise, or texture passes for noise.
+FLAT = {1: 1.35, 3: np.inf}
+BINS = 6  # of brightness, where noise is compared between them
+ROUNDS = 8
+
+
+class Patches:
+    """Random patches of a noisy picture (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
+
+    Raises InputError for a picture too small, or of one value.
+    """
+
+    def __init__(self, y: np.ndarray):
+        height, width = y.shape[:2]
+        count = max(height - SIDE + 1, 0) * max(width - SIDE + 1, 0)
+        if count < LEAST:
+            raise InputError(f"picture of {width}x{height}: too small to estimate its noise from; give its parameter")
+        if not np.ptp(y) > 0:
+            raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
+        windows = sliding_window_view(y, (SIDE, SIDE), axis=(0, 1))
+        chosen = noise.rng("patches").permutation(count)[:MOST]
+        patches = windows[np.divmod(chosen, width - SIDE + 1)]
+        self.values = patches.reshape(len(chosen), y.shape[2], SIDE**2).astype(np.float64)
+        self.mean, self.power = self.values.mean(2), (self.values**2).mean(2)
+
+    def noise_variance(self, variance: np.ndarray, part: np.ndarray | slice = slice(None)) -> float:
+        """Of the noise in the patches `part`, as a multiple of `variance` (n, C), which must be above 0 there; by the least
+        eigenvalues."""
+        values = self.values[part] / np.sqrt(variance[part])[:, :, None]
+        within, flat = values.var(2).mean(1), FLAT[values.shape[1]]
+        values = values.reshape(len(values), -1)
+        result = _least_eigenvalues(values)
+        if flat == np.inf:
+            return result
+        for _ in range(ROUNDS):
+            kept = within <= max(flat * result, np.partition(within, LEAST // 2)[LEAST // 2])
+            before, result = result, _least_eigenvalues(values[kept])
+            if abs(result / before - 1) < 1e-3:
+                break
+        return result
+
+    def bins(self) -> list[np.ndarray]:
+        """The numbers of the patches, in BINS parts of rising brightness."""
+        return np.array_split(np.argsort(self.mean.mean(1), kind="stable"), BINS)
+
+
+def _least_eigenvalues(values: np.ndarray) -> float:
+    """The mean of the least eigenvalues of the covariance of `values` (n, d): of so many that it is also their median."""
+    eigenvalues = np.linalg.eigvalsh(np.cov(values, rowvar=False))
+    means = np.cumsum(eigenvalues) / np.arange(1, len(eigenvalues) + 1)
+    medians = (eigenvalues[(np.arange(len(means))) // 2] + eigenvalues[(np.arange(len(means)) + 1) // 2]) / 2
+    return float(means[np.flatnonzero(means <= medians + 1e-12)[-1]])
+
+
+def estimate(y: np.ndarray, name: str) -> noise.Model:
+    """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels, given its model, a key of noise.MODELS.
+
+    Raises InputError for a picture too small or too flat to estimate from, and for one that cannot have such noise.
+    """
+    if name not in ESTIMATORS:
+        raise InputError(f"noise {name!r}: choose one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name](y)
+
+
+def _gaussian(y: np.ndarray) -> noise.Model:
+    patches = Patches(y)
+    return noise.Gaussian(255 * _found(patches.noise_variance(np.ones_like(patches.mean)), "gaussian") ** 0.5)
+
+
+def _poisson(y: np.ndarray) -> noise.Model:
+    """The variance is zeta times the mean."""
+    patches = _lit(y, "poisson")
+    return noise.Poisson(_found(patches.noise_variance(patches.mean), "poisson"))
+
+
+def _gamma(y: np.ndarray) -> noise.Model:
+    """The variance is x^2 / k, and that is E[y^2] / (k + 1)."""
+    patches = _lit(y, "gamma")
+    return noise.Gamma(1 / _found(patches.noise_variance(patches.power), "gamma") - 1)
+
+
+def _lit(y: np.ndarray, name: str) -> Patches:
+    """The patches that are not black in a channel; raises InputError for negative intensities, and where nearly all are black."""
+    noise.check_not_negative(name, y)
+    patches = Patches(y)
+    lit = (patches.power > 0).all(1)
+    if lit.sum() < LEAST:
+        raise InputError(f"{name} noise: the picture is nearly all black; give the parameter")
+    patches.values, patches.mean, patches.power = patches.values[lit], patches.mean[lit], patches.power[lit]
+    return patches
+
+
+def _found(variance: float, name: str) -> float:
+    if not variance > 1e-9:
+        raise InputError(f"{name} noise: the picture shows none; give its parameter if it has some")
+    return variance
+
+
+def _poisson_gaussian(y: np.ndarray) -> noise.Model:
+    """The line through the variance against brightness: zeta is its slope, sigma^2 what it has at black.
+
+    Both are found again where the patches have nearly unit deviation by those found before. A part that is not there comes out
+    as the least that the model can say.
+    """
+    patches = Patches(y)
+    bins = patches.bins()
+    brightness = np.array([patches.mean[part].mean() for part in bins])
+    if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
+        raise InputError("poisson-gaussian noise: the brightness hardly varies, and its two parts cannot be told apart; give both")
+    zeta, read = 0.0, _found(patches.noise_variance(np.ones_like(patches.mean)), "poisson-gaussian")
+    for _ in range(ROUNDS):
+        expected = zeta * patches.mean.clip(0) + read
+        found = np.array([patches.noise_variance(expected, part) for part in bins])
+        found *= zeta * brightness.clip(0) + read
+        zeta, read = _line(brightness, found)
+    return noise.PoissonGaussian(zeta, 255 * read**0.5)
+
+
+def _line(brightness: np.ndarray, variance: np.ndarray) -> tuple[float, float]:
+    """Slope and height at 0, neither below a thousandth of the whole, of the line of least relative error."""
+    design = np.stack([brightness, np.ones_like(brightness)], 1) / variance[:, None]
+    slope, height = np.linalg.lstsq(design, np.ones_like(variance), rcond=None)[0]
+    top, mean = brightness.max(), variance.mean()
+    if slope < 0:
+        slope, height = 0.0, 1 / np.mean(1 / variance)
+    if height < 0:
+        slope, height = 1 / np.mean(brightness / variance), 0.0
+    return max(slope, 1e-3 * mean / top), max(height, 1e-3 * mean)
+
+
+ESTIMATORS: dict[str, Callable[[np.ndarray], noise.Model]] = {
+    "gaussian": _gaussian,
+    "poisson": _poisson,
+    "gamma": _gamma,
+    "poisson-gaussian": _poisson_gaussian,
+}
+
+
+def choose(y: np.ndarray) -> noise.Model:
+    """Gaussian, Poisson or Gamma noise, whichever explains how the noise of y (H, W, C) grows with brightness, with its parameter.
+
+    Raises InputError as `estimate` does.
+    """
+    models = [_gaussian(y)] if (y < 0).any() else [_gaussian(y), _poisson(y), _gamma(y)]
+    return min(models, key=lambda model: unevenness(y, model))
+
+
+def unevenness(y: np.ndarray, model: noise.Model) -> float:
+    """How far the noise of y is from that of the model at some brightness: the deviation, over bins of brightness, of the
+    logarithm of its variance as a multiple of the model's. 0 for the true model."""
+    patches = Patches(y)
+    variance = np.maximum(model.variance(patches.mean), 1e-6)
+    return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))

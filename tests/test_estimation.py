@@ -1,0 +1,87 @@
+"""The noise of one picture: known answers on smooth pictures, errors for pictures that cannot tell."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from n2s_utils import datasets, estimation, noise
+from n2s_utils.cli import InputError
+from n2s_utils.files import ROOT
+
+RAMP = np.linspace(0.3, 0.7, 160)  # shallow: in a steep grey patch the slope passes for texture
+SMOOTH = np.stack(np.broadcast_arrays(RAMP[:, None], RAMP, 0.5 * (RAMP + RAMP[:, None])), axis=2).astype(np.float32)
+MODELS = [noise.Gaussian(5.0), noise.Gaussian(50.0), noise.Poisson(0.003), noise.Poisson(0.1), noise.Gamma(20.0), noise.Gamma(150.0)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.label)
+def test_a_smooth_picture_tells_its_parameter_to_a_few_per_cent(model, channels):
+    found = estimation.estimate(noise.realization(SMOOTH[:, :, :channels], model, "s", "smooth", 0), model.name)
+    assert type(found) is type(model)
+    assert found.parameter == pytest.approx(model.parameter, rel=0.05)
+
+
+@pytest.mark.parametrize(("zeta", "sigma"), [(0.01, 10.0), (0.01, 25.0), (0.05, 10.0)])
+def test_a_smooth_picture_tells_both_parameters_of_camera_noise(zeta, sigma):
+    y = noise.realization(SMOOTH, noise.PoissonGaussian(zeta, sigma), "s", "smooth", 0)
+    found = estimation.estimate(y, "poisson-gaussian")
+    assert (found.zeta, found.sigma) == pytest.approx((zeta, sigma), rel=0.15)
+
+
+@pytest.mark.parametrize(("model", "absent"), [(noise.Gaussian(25.0), "zeta"), (noise.Poisson(0.02), "sigma")])
+def test_a_part_of_camera_noise_that_is_not_there_comes_out_small(model, absent):
+    y = noise.realization(SMOOTH, model, "s", "smooth", 0)
+    found = estimation.estimate(y, "poisson-gaussian")
+    whole, part = found.variance(np.float64(0.5)), {"zeta": found.zeta * 0.5, "sigma": (found.sigma / 255) ** 2}[absent]
+    assert part < 0.1 * whole and whole == pytest.approx(model.variance(np.float64(0.5)), rel=0.05)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.label)
+def test_the_model_is_recognised_where_brightness_varies(model):
+    assert type(estimation.choose(noise.realization(SMOOTH, model, "s", "smooth", 0))) is type(model)
+
+
+@pytest.mark.parametrize("name", estimation.ESTIMATORS)
+def test_pictures_that_cannot_tell_are_refused_in_one_line(name):
+    small = np.random.default_rng(0).random((30, 30, 3)).astype(np.float32)
+    for y, reason in ((small, "too small"), (np.full((64, 64, 3), 0.5, np.float32), "one value alone")):
+        with pytest.raises(InputError, match=reason) as error:
+            estimation.estimate(y, name)
+        assert "\n" not in str(error.value) and "give" in str(error.value)
+
+
+def test_other_pictures_that_cannot_tell():
+    flat = noise.realization(np.full((128, 128, 3), 0.5, np.float32), noise.PoissonGaussian(0.01, 10.0), "s", "flat", 0)
+    with pytest.raises(InputError, match="brightness hardly varies"):
+        estimation.estimate(flat, "poisson-gaussian")
+    black = np.zeros((128, 128, 3), np.float32)
+    black[:4, :4] = 0.5
+    for name in ("poisson", "gamma"):
+        with pytest.raises(InputError, match="nearly all black"):
+            estimation.estimate(black, name)
+        with pytest.raises(InputError, match="negative"):
+            estimation.estimate(flat - 1, name)
+    with pytest.raises(InputError, match="shows none"):
+        estimation.estimate(SMOOTH, "gaussian")
+    with pytest.raises(InputError, match="choose one of"):
+        estimation.estimate(SMOOTH, "speckle")
+
+
+def test_the_estimate_does_not_depend_on_the_scale_of_the_picture():
+    y = noise.realization(SMOOTH, noise.Gaussian(25.0), "s", "smooth", 0)
+    whole, half = (estimation.estimate(picture, "gaussian").sigma for picture in (y, y / 2))
+    assert half == pytest.approx(whole / 2, rel=1e-6)
+
+
+def test_the_recorded_error_on_the_sample_photos_is_repeated():
+    """The estimator of the shipped rows is this one: what notebook 09 recorded of benchmark pictures, where they are."""
+    recorded = pd.read_csv(ROOT / "data" / "results" / "Set12-gaussian25-unknown.csv", dtype={"image": str})
+    rows = recorded[recorded.weights == "grey-antithetic.safetensors"].set_index("image")
+    try:
+        [(name, clean)] = datasets.load("Set12", [Path(datasets.image_set("Set12").files[0]).stem])
+    except InputError:
+        pytest.skip("Set12 is not there")
+    y = noise.realization(clean, noise.Gaussian(25.0), "Set12", name, 0)
+    assert estimation.estimate(y, "gaussian").sigma == pytest.approx(float(rows.estimate[name]), rel=1e-3)
