@@ -17,14 +17,17 @@ The rooms of the method, each importing only from those above it:
     parallel        one run on several processes
     training        one loop for every objective
     denoiser        weights and noise make a denoiser
+    estimation      the noise of one noisy picture
     evaluation      PSNR and SSIM, result rows, the command for a folder
 
 And in report, which the method does not need:
     figures         pictures for the notebooks
     tables          the PSNR tables of notebook 05 and the README
-    variants        other coordinates and shares of the noise (notebook 08)
+    variants        other coordinates and shares of the noise (notebooks 08 and 09)
+    estimators      other estimators of the noise (notebook 09)
+    two_steps       a network after Tweedie's formula (notebook 10)
     faults          the earlier reproduction's faults and its way of measuring (notebook 07)
-    studies         short runs trained and measured, a row each (notebooks 06 to 08)
+    studies         short runs trained and measured, a row each (notebooks 06 to 10)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     pages           execute the notebooks into web pages (needs papermill and nbconvert)

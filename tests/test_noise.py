@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import nbinom, norm
 
 from n2s_utils import noise
 
@@ -284,3 +285,23 @@ def test_at_no_count_the_curvature_is_that_of_the_counts_side():
     zero = np.zeros(1)
     assert noise.Poisson(0.05).curvature(zero) == pytest.approx(-4 / 3)
     assert noise.Poisson(0.05).curvature(zero - 0.01) == 0
+
+
+def test_posterior_mean_of_counts_with_read_noise_against_a_summed_one():
+    """lambda ~ Gamma(shape a, mean m): E[lambda | c] = (c + 1 + v l(c + 1)) p(c + 1) / p(c), exactly; the reading of the
+    module, from the same score, comes close."""
+    model, a, m = noise.PoissonGaussian(0.02, 10.0), 4.0, 8.0
+    v, n, c = model.read_variance, np.arange(300), np.linspace(0, 25, 60)[:, None]
+    odds = nbinom.pmf(n, a, a / (a + m))
+
+    def p(c):
+        return (odds * norm.pdf(c, n, v**0.5)).sum(1)
+
+    def score(c):
+        return (odds * norm.pdf(c, n, v**0.5) * (n - c) / v).sum(1) / p(c)
+
+    weights = odds * norm.pdf(c, n, v**0.5)
+    summed = (weights * (n + a)).sum(1) / weights.sum(1) / (1 + a / m)
+    np.testing.assert_allclose((c[:, 0] + 1 + v * score(c + 1)) * p(c + 1) / p(c), summed, rtol=1e-6)
+    reading = model.posterior_mean(c[:, 0], score(c)) / model.zeta
+    assert (np.abs(reading - summed) < 0.25 * np.sqrt(summed + v)).all()  # of the noise's own deviation

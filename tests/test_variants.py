@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from n2s_utils import noise, objectives
+from n2s_utils import estimation, noise, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Mixture
 from n2s_utils.noise import Gamma, Gaussian, Poisson
@@ -49,7 +49,7 @@ def test_a_variant_changes_coordinates_and_not_the_noise():
     assert np.array_equal(noise.realization(x, plain, "s", "i", 0), noise.realization(x, other, "s", "i", 0))
     assert varied_model(Gaussian(25.0), "gamma-in-y") == Gaussian(25.0)
     names = [str(number) for number in range(50)]
-    for variant in VARIANTS.keys() - {"gaussian-half"}:
+    for variant in VARIANTS.keys() - {"gaussian-half", "levels-estimated"}:
         mixed = varied(MIXTURE, variant)
         assert mixed.ranges == MIXTURE.ranges
         assert [mixed.of("s", name) for name in names] == [varied_model(MIXTURE.of("s", name), variant) for name in names]
@@ -78,3 +78,16 @@ def test_a_feed_has_its_variant(tiny_sets):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(InputError, match="unknown variant 'x'; known: gamma-eps-1, "):
         varied(MIXTURE, "x")
+
+
+def test_estimated_levels_replace_those_of_the_training_pictures_and_not_their_noise(tiny_sets, monkeypatch):
+    monkeypatch.setattr(estimation, "LEAST", 200)  # the pictures are tiny
+    config = tiny(noise={"model": "mixture", "sigma": [20, 30], "zeta": [0.02, 0.03], "k": [40, 60]})
+    objective = objectives.make(config.objective, config.noise, 0.1)
+    arguments = (config.data, config.noise, objective, 32, config.objective)
+    told, guessed = (FaultyFeed(*arguments, faults=Faults(), variant=variant) for variant in ("", "levels-estimated"))
+    for name, true, found in zip(told.names, told.models, guessed.models, strict=True):
+        assert type(found) is type(true) and found != true
+        y = guessed.noisy("tiny", 0)[name]
+        assert np.array_equal(y, told.noisy("tiny", 0)[name]) and found == estimation.estimate(y, true.name)
+    assert guessed.sha256 != told.sha256  # c is taken with what was found
