@@ -144,7 +144,7 @@ def _line(brightness: np.ndarray, variance: np.ndarray) -> tuple[float, float]:
         slope, height = 0.0, 1 / np.mean(1 / variance)
     if height < 0:
         slope, height = 1 / np.mean(brightness / variance), 0.0
-    return max(slope, 1e-3 * mean / top), max(height, 1e-3 * mean)
+    return float(max(slope, 1e-3 * mean / top)), float(max(height, 1e-3 * mean))
 
 
 ESTIMATORS: dict[str, Callable[[np.ndarray], noise.Model]] = {

@@ -149,7 +149,7 @@ def _table_row(
         "paper's supervised": claim.get((dataset, "supervised"), np.nan) if model.name != "gaussian" else np.nan,
         "earlier reproduction": claim.get((dataset, "earlier-reproduction"), np.nan),
         "ours, parameter estimated": unknown.get((dataset, OURS), np.nan),
-        "paper, parameter unknown": claim_unknown.get((dataset, "noise2score"), np.nan),
+        "paper, parameter unknown": claim_unknown.get((dataset, "noise2score"), np.nan) if (dataset, OURS) in unknown else np.nan,
     }
 
 
