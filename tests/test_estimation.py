@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import BENCHMARKS_PRESENT
 
 from n2s_utils import datasets, estimation, noise
 from n2s_utils.cli import InputError
+from n2s_utils.evaluation import read_rows
 from n2s_utils.files import ROOT
 
 RAMP = np.linspace(0.3, 0.7, 160)  # shallow: in a steep grey patch the slope passes for texture
@@ -75,13 +76,13 @@ def test_the_estimate_does_not_depend_on_the_scale_of_the_picture():
     assert half == pytest.approx(whole / 2, rel=1e-6)
 
 
-def test_the_recorded_error_on_the_sample_photos_is_repeated():
-    """The estimator of the shipped rows is this one: what notebook 09 recorded of benchmark pictures, where they are."""
-    recorded = pd.read_csv(ROOT / "data" / "results" / "Set12-gaussian25-unknown.csv", dtype={"image": str})
-    rows = recorded[recorded.weights == "grey-antithetic.safetensors"].set_index("image")
-    try:
-        [(name, clean)] = datasets.load("Set12", [Path(datasets.image_set("Set12").files[0]).stem])
-    except InputError:
-        pytest.skip("Set12 is not there")
-    y = noise.realization(clean, noise.Gaussian(25.0), "Set12", name, 0)
-    assert estimation.estimate(y, "gaussian").sigma == pytest.approx(float(rows.estimate[name]), rel=1e-3)
+@pytest.mark.skipif(not BENCHMARKS_PRESENT, reason="the benchmark images are not here")
+@pytest.mark.parametrize("model", [noise.Gaussian(25.0), noise.Poisson(0.05), noise.Gamma(100.0)], ids=lambda model: model.label)
+@pytest.mark.parametrize(("dataset", "median"), [("CBSD68", 0.03), ("Set12", 0.03)])
+def test_the_recorded_estimates_are_repeated_and_near_the_truth(dataset, median, model):
+    rows = read_rows([ROOT / "data" / "results" / f"{dataset}-{model.label}-unknown.csv"]).set_index("image")
+    errors = (rows.estimate / model.parameter - 1).abs()
+    assert len(rows) == len(datasets.image_set(dataset).files) and errors.median() < median
+    [(name, clean)] = datasets.load(dataset, [Path(datasets.image_set(dataset).files[0]).stem])
+    found = estimation.estimate(noise.realization(clean, model, dataset, name, 0), model.name)
+    assert found.parameter == pytest.approx(rows.estimate[name], rel=1e-3)
