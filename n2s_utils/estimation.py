@@ -26,13 +26,13 @@ ROUNDS = 8
 class Patches:
     """Random patches of a noisy picture (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
 
-    Raises InputError for a picture too small, or of one value.
+    Raises InputError for a picture of less than `least` patches, or of one value.
     """
 
-    def __init__(self, y: np.ndarray):
+    def __init__(self, y: np.ndarray, least: int = LEAST):
         height, width = y.shape[:2]
         count = max(height - SIDE + 1, 0) * max(width - SIDE + 1, 0)
-        if count < LEAST:
+        if count < least:
             raise InputError(f"picture of {width}x{height}: too small to estimate its noise from; give its parameter")
         if not np.ptp(y) > 0:
             raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
@@ -72,7 +72,7 @@ def _least_eigenvalues(values: np.ndarray) -> float:
 
 
 def estimate(y: np.ndarray, name: str) -> noise.Model:
-    """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels, given its model, a key of noise.MODELS.
+    """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels (with two parameters 90), given its model, a key of noise.MODELS.
 
     Raises InputError for a picture too small or too flat to estimate from, and for one that cannot have such noise.
     """
@@ -121,7 +121,7 @@ def _poisson_gaussian(y: np.ndarray) -> noise.Model:
     Both are found again where the patches have nearly unit deviation by those found before. A part that is not there comes out
     as the least that the model can say.
     """
-    patches = Patches(y)
+    patches = Patches(y, BINS * LEAST)
     bins = patches.bins()
     brightness = np.array([patches.mean[part].mean() for part in bins])
     if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
@@ -167,6 +167,6 @@ def choose(y: np.ndarray) -> noise.Model:
 def unevenness(y: np.ndarray, model: noise.Model) -> float:
     """How far the noise of y is from that of the model at some brightness: the deviation, over bins of brightness, of the
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
-    patches = Patches(y)
+    patches = Patches(y, BINS * LEAST)
     variance = np.maximum(model.variance(patches.mean), 1e-6)
     return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))

@@ -53,6 +53,14 @@ def test_pictures_that_cannot_tell_are_refused_in_one_line(name):
         assert "\n" not in str(error.value) and "give" in str(error.value)
 
 
+def test_comparing_brightness_needs_a_larger_picture():
+    y = noise.realization(SMOOTH[:60, :60], noise.PoissonGaussian(0.01, 10.0), "s", "small", 0)
+    assert estimation.estimate(y, "gaussian").sigma > 0
+    for ask in (estimation.choose, lambda y: estimation.estimate(y, "poisson-gaussian")):
+        with pytest.raises(InputError, match="60x60: too small"):
+            ask(y)
+
+
 def test_other_pictures_that_cannot_tell():
     flat = noise.realization(np.full((128, 128, 3), 0.5, np.float32), noise.PoissonGaussian(0.01, 10.0), "s", "flat", 0)
     with pytest.raises(InputError, match="brightness hardly varies"):
