@@ -26,13 +26,13 @@ ROUNDS = 8
 class Patches:
     """Random patches of a noisy picture (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
 
-    Raises InputError for a picture of less than `least` patches, or of one value.
+    Raises InputError for a picture of less than LEAST patches for each of `parts`, or of one value.
     """
 
-    def __init__(self, y: np.ndarray, least: int = LEAST):
+    def __init__(self, y: np.ndarray, parts: int = 1):
         height, width = y.shape[:2]
         count = max(height - SIDE + 1, 0) * max(width - SIDE + 1, 0)
-        if count < least:
+        if count < parts * LEAST:
             raise InputError(f"picture of {width}x{height}: too small to estimate its noise from; give its parameter")
         if not np.ptp(y) > 0:
             raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
@@ -122,7 +122,7 @@ def _poisson_gaussian(y: np.ndarray) -> noise.Model:
     Both are found again where the patches have nearly unit deviation by those found before. A part that is not there comes out
     as the least that the model can say.
     """
-    patches = Patches(y, BINS * LEAST)
+    patches = Patches(y, BINS)
     bins = patches.bins()
     brightness = np.array([patches.mean[part].mean() for part in bins])
     if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
@@ -168,6 +168,6 @@ def choose(y: np.ndarray) -> noise.Model:
 def unevenness(y: np.ndarray, model: noise.Model) -> float:
     """How far the noise of y is from that of the model at some brightness: the deviation, over bins of brightness, of the
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
-    patches = Patches(y, BINS * LEAST)
+    patches = Patches(y, BINS)
     variance = np.maximum(model.variance(patches.mean), 1e-6)
     return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))

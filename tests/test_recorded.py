@@ -62,7 +62,7 @@ def all_threads(one_thread):
 def test_recorded_psnr_is_repeated(dataset):
     channels = datasets.image_set(dataset).channels
     rows = tables.read_results()
-    rows = rows[(rows.dataset == dataset) & (rows.seed == 0) & rows.weights.ne("")]
+    rows = rows[(rows.dataset == dataset) & (rows.seed == 0) & (rows.known == 1) & rows.weights.ne("")]
     rows = rows.set_index(["weights", "method", "noise", "parameter", "image"])
     names = [Path(file).stem for file in datasets.image_set(dataset).files][: CHECKED[dataset]]
     pictures = list(datasets.load(dataset, names))

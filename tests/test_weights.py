@@ -128,7 +128,8 @@ def test_weights_of_a_network_with_shared_blocks_are_not_loaded_into_one_without
         ({"channels": 3, "config": {}}, "network"),
         ({"config": RECORD["config"]}, "channels"),
         ({"channels": 3, "config": {"network": {"name": "vit"}}}, "'vit'"),
-        ({"channels": 3, "config": {"network": {"width": 5}}}, "width"),
+        ({"channels": 3, "config": {"network": {"depth": 5}}}, "depth"),
+        ({"channels": 3, "config": {"network": {"width": 2}}}, "width = 2"),
     ],
 )
 def test_a_record_that_names_no_network_is_refused(saved, refused, record, part):
