@@ -24,16 +24,16 @@ ROUNDS = 8
 
 
 class Patches:
-    """Random patches of a noisy picture (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
+    """Random patches of a noisy picture y (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
 
-    Raises InputError for a picture of less than LEAST patches for each of `parts`, or of one value.
+    Raises InputError for a picture of less than LEAST patches, or of one value.
     """
 
-    def __init__(self, y: np.ndarray, parts: int = 1):
+    def __init__(self, y: np.ndarray):
+        self.y = y
         height, width = y.shape[:2]
         count = max(height - SIDE + 1, 0) * max(width - SIDE + 1, 0)
-        if count < parts * LEAST:
-            raise InputError(f"picture of {width}x{height}: too small to estimate its noise from; give its parameter")
+        self._require(count, LEAST)
         if not np.ptp(y) > 0:
             raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
         windows = sliding_window_view(y, (SIDE, SIDE), axis=(0, 1))
@@ -41,6 +41,10 @@ class Patches:
         patches = windows[np.divmod(chosen, width - SIDE + 1)]
         self.values = patches.reshape(len(chosen), y.shape[2], SIDE**2).astype(np.float64)
         self.mean, self.power = self.values.mean(2), (self.values**2).mean(2)
+
+    def _require(self, count: int, least: int) -> None:
+        if count < least:
+            raise InputError(f"picture of {self.y.shape[1]}x{self.y.shape[0]}: too small to estimate its noise from; give its parameter")
 
     def noise_variance(self, variance: np.ndarray, part: np.ndarray | slice = slice(None)) -> float:
         """Of the noise in the patches `part`, as a multiple of `variance` (n, C), which must be above 0 there; by the least
@@ -59,7 +63,8 @@ class Patches:
         return result
 
     def bins(self) -> list[np.ndarray]:
-        """The numbers of the patches, in BINS parts of rising brightness."""
+        """The numbers of the patches, in BINS parts of rising brightness; raises InputError where they would be less than LEAST each."""
+        self._require(len(self.values), BINS * LEAST)
         return np.array_split(np.argsort(self.mean.mean(1), kind="stable"), BINS)
 
 
@@ -79,35 +84,30 @@ def estimate(y: np.ndarray, name: str) -> noise.Model:
     """
     if name not in ESTIMATORS:
         raise InputError(f"noise {name!r}: choose one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name](y)
+    return ESTIMATORS[name](Patches(y))
 
 
-def _gaussian(y: np.ndarray) -> noise.Model:
-    patches = Patches(y)
+def _gaussian(patches: Patches) -> noise.Model:
     return noise.Gaussian(255 * _found(patches.noise_variance(np.ones_like(patches.mean)), "gaussian") ** 0.5)
 
 
-def _poisson(y: np.ndarray) -> noise.Model:
+def _poisson(patches: Patches) -> noise.Model:
     """The variance is zeta times the mean."""
-    patches = _lit(y, "poisson")
-    return noise.Poisson(_found(patches.noise_variance(patches.mean), "poisson"))
+    return noise.Poisson(_found(patches.noise_variance(patches.mean, _lit(patches, "poisson")), "poisson"))
 
 
-def _gamma(y: np.ndarray) -> noise.Model:
+def _gamma(patches: Patches) -> noise.Model:
     """The variance is x^2 / k, and that is E[y^2] / (k + 1)."""
-    patches = _lit(y, "gamma")
-    return noise.Gamma(1 / _found(patches.noise_variance(patches.power), "gamma") - 1)
+    return noise.Gamma(1 / _found(patches.noise_variance(patches.power, _lit(patches, "gamma")), "gamma") - 1)
 
 
-def _lit(y: np.ndarray, name: str) -> Patches:
-    """The patches that are not black in a channel; raises InputError for negative intensities, and where nearly all are black."""
-    noise.check_not_negative(name, y)
-    patches = Patches(y)
+def _lit(patches: Patches, name: str) -> np.ndarray:
+    """Which patches are not black in a channel (n,); raises InputError for negative intensities, and where nearly all are black."""
+    noise.check_not_negative(name, patches.y)
     lit = (patches.power > 0).all(1)
     if lit.sum() < LEAST:
         raise InputError(f"{name} noise: the picture is nearly all black; give the parameter")
-    patches.values, patches.mean, patches.power = patches.values[lit], patches.mean[lit], patches.power[lit]
-    return patches
+    return lit
 
 
 def _found(variance: float, name: str) -> float:
@@ -116,13 +116,12 @@ def _found(variance: float, name: str) -> float:
     return variance
 
 
-def _poisson_gaussian(y: np.ndarray) -> noise.Model:
+def _poisson_gaussian(patches: Patches) -> noise.Model:
     """The line through the variance against brightness: zeta is its slope, sigma^2 what it has at black.
 
     Both are found again where the patches have nearly unit deviation by those found before. A part that is not there comes out
     as the least that the model can say.
     """
-    patches = Patches(y, BINS)
     bins = patches.bins()
     brightness = np.array([patches.mean[part].mean() for part in bins])
     if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
@@ -148,7 +147,7 @@ def _line(brightness: np.ndarray, variance: np.ndarray) -> tuple[float, float]:
     return float(max(slope, 1e-3 * mean / top)), float(max(height, 1e-3 * mean))
 
 
-ESTIMATORS: dict[str, Callable[[np.ndarray], noise.Model]] = {
+ESTIMATORS: dict[str, Callable[[Patches], noise.Model]] = {
     "gaussian": _gaussian,
     "poisson": _poisson,
     "gamma": _gamma,
@@ -161,13 +160,13 @@ def choose(y: np.ndarray) -> noise.Model:
 
     Raises InputError as `estimate` does.
     """
-    models = [_gaussian(y)] if (y < 0).any() else [_gaussian(y), _poisson(y), _gamma(y)]
-    return min(models, key=lambda model: unevenness(y, model))
+    patches = Patches(y)
+    names = ["gaussian"] if (y < 0).any() else ["gaussian", "poisson", "gamma"]
+    return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, model))
 
 
-def unevenness(y: np.ndarray, model: noise.Model) -> float:
-    """How far the noise of y is from that of the model at some brightness: the deviation, over bins of brightness, of the
+def _unevenness(patches: Patches, model: noise.Model) -> float:
+    """How far the noise of a picture is from that of the model at some brightness: the deviation, over bins of brightness, of the
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
-    patches = Patches(y, BINS)
     variance = np.maximum(model.variance(patches.mean), 1e-6)
     return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))

@@ -127,3 +127,17 @@ def test_the_network_for_every_noise_has_a_table_a_model():
     assert "published formula" in poisson and "| CBSD68, 0.01 | 2 | 20.00 | 28.00 | 25.00 | **30.50** |" in poisson
     assert "| 30.75 | -0.25 | 32.61 | -2.11 | 33.01 |" in poisson
     assert "published formula" not in gamma and "this noise alone" not in gamma and "| Kodak, 50 |" in gamma
+
+
+def test_a_kept_table_is_measured_once_where_results_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    calls = []
+
+    def measure():
+        calls.append(1)
+        yield {"image": "007", "psnr": 30.0 + len(calls)}
+
+    for output, expected in ((".", 31.0), (".", 31.0), ("build", 32.0), ("build", 33.0)):
+        [row] = tables.kept("studies/some.csv", measure, output).to_dict("records")
+        assert row == {"image": "007", "psnr": expected}
+    assert (tmp_path / "data" / "results" / "studies" / "some.csv").exists()

@@ -83,8 +83,8 @@ def _score_of_y(y: np.ndarray, single: Denoiser) -> np.ndarray:
 def _scores(y: np.ndarray, single: Denoiser, e: float = 0.05) -> tuple[float, float]:
     """Mean square of the score of z, in which the noise has unit deviation, and minus its mean divergence, by a central
     difference along a Rademacher probe."""
-    class_of_z, z = noise.Gaussian(255.0), single.noise.stabilise(single.noise.coordinate(y)).astype(np.float32)
-    in_z = replace(single, noise=class_of_z)  # of unit deviation: c = y = z
+    z = single.noise.stabilise(single.noise.coordinate(y)).astype(np.float32)
+    in_z = replace(single, noise=noise.Gaussian(255.0))  # of unit deviation: c = y = z
     u = noise.rng("probe").choice([-1.0, 1.0], z.shape).astype(np.float32)
     divergence = u * (in_z.score(z + e * u) - in_z.score(z - e * u)) / (2 * e)
     return float((in_z.score(z) ** 2).mean()), -float(divergence.mean())

@@ -52,17 +52,15 @@ class FaultyFeed(Feed):
         super().__init__(data, varied(source, variant), *arguments, **options)
 
     def noisy(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
-        model = self.noise
+        model = self.truth if isinstance(self.noise, EstimatedMixture) else self.noise
         if self.faults.sigma_divided_twice:
             assert isinstance(model, noise.Gaussian)
             model = noise.Gaussian(model.sigma / 255)
-        if isinstance(model, EstimatedMixture):
-            pictures = noisy_pictures(dataset, self.truth, seed)
-            model.learn(dataset, pictures)
-            return pictures
         pictures = noisy_pictures(dataset, model, seed)
         if self.faults.clip_noisy and dataset != self.data.held_out:
             pictures = {name: y.clip(0, 1) for name, y in pictures.items()}
+        if isinstance(self.noise, EstimatedMixture):
+            self.noise.learn(dataset, pictures)
         return pictures
 
     def training_crops(self, pictures: dict[str, np.ndarray]) -> Crops:

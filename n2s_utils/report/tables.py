@@ -3,6 +3,7 @@
 Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import stats
 
 from n2s_utils import cli, noise
 from n2s_utils.cli import InputError
-from n2s_utils.evaluation import read_rows
+from n2s_utils.evaluation import read_rows, write_table
 from n2s_utils.files import ROOT, atomic_write
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
@@ -33,6 +34,16 @@ def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame
 def read_published() -> pd.DataFrame:
     """The published figures, each with its source."""
     return pd.read_csv(ROOT / "data" / "published.csv")
+
+
+def kept(place: str, measure: Callable[[], Iterable[dict[str, Any]]], output: str) -> pd.DataFrame:
+    """The table at OUTPUT/data/results/PLACE, its rows from `measure`, OUTPUT relative to the repository's root. Where results are
+    recorded, that is in the repository itself, a table that stands there is read and not measured again.
+    """
+    path = ROOT / output / "data" / "results" / place
+    if output != "." or not path.exists():
+        write_table(pd.DataFrame(measure()), path)
+    return pd.read_csv(path, dtype={"image": str})
 
 
 def network_of(rows: pd.DataFrame) -> pd.Series:
@@ -105,13 +116,13 @@ def psnr_table(
     def of(rows: pd.DataFrame) -> pd.DataFrame:
         return rows[(rows.noise == model.name) & (rows.parameter == model.parameter)]
 
-    summary = summarise(pick(of(results), network=network)).set_index(["dataset", "method"])
+    def summary_of(known: int, network: str) -> pd.DataFrame:
+        return summarise(pick(of(results), known, network)).set_index(["dataset", "method"])
+
+    summary, unknown = summary_of(1, network), summary_of(0, network)["mean"]
     figures = claims(published).reset_index()
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
-    others = pd.Series(dtype=float)
-    if network == "general":
-        others = summarise(pick(of(results))).set_index(["dataset", "method"])["mean"]
-    unknown = summarise(pick(of(results), 0, network)).set_index(["dataset", "method"])["mean"]
+    others = summary_of(1, "dedicated")["mean"] if network == "general" else pd.Series(dtype=float)
     rows = [_table_row(dataset, model, summary, claimed, others, unknown) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
