@@ -17,8 +17,15 @@ The rooms of the method, each importing only from those above it:
     parallel        one run on several processes
     training        one loop for every objective
     denoiser        weights and noise make a denoiser
+    clipping        the mean of noise that a file has clipped, and the way back
     estimation      the noise of one noisy picture
-    evaluation      PSNR and SSIM, result rows, the command for a folder
+    photo           a file of the user's own: what it holds, and the way back
+    batch           many pictures, each by itself
+    evaluation      PSNR and SSIM, result rows; n2s evaluate
+    denoising       pictures of the user's own; n2s denoise
+    own_training    noisy pictures of the user's own; n2s train
+
+__main__ is the command n2s, which calls the mains of these and of the report.
 
 And in report, which the method does not need:
     figures         pictures for the notebooks

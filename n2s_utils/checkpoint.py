@@ -32,7 +32,7 @@ def load(path: Path, device: str) -> dict[str, Any]:
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows of a run's log as CSV."""
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -125,7 +125,7 @@ def read_stages(path: str | Path, changes: dict[str, Any] | None = None) -> list
     file and the bad field.
     """
     try:
-        tables = tomllib.loads(Path(path).read_text())
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: no readable configuration file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

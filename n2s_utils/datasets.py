@@ -18,12 +18,11 @@ from PIL import Image, UnidentifiedImageError
 
 from n2s_utils import noise
 from n2s_utils.cli import InputError
-from n2s_utils.files import ROOT
+from n2s_utils.files import CHECKOUT, ROOT, require_checkout
 from n2s_utils.mixture import Source
 
 FOLDER_VARIABLE = "N2S_DATA_DIR"
 DOWNLOADS = ROOT / "data" / "downloads"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ def registry() -> dict[str, str]:
 
 
 def _read_sums(path: Path) -> dict[str, str]:
-    return {file: digest for digest, file in (line.split("  ") for line in path.read_text().splitlines())}
+    return {file: digest for digest, file in (line.split("  ") for line in path.read_text(encoding="utf-8").splitlines())}
 
 
 def _sets() -> dict[str, ImageSet]:
     files = sorted(registry())
     val = [f for f in files if f.startswith("BSDS500/images/val/")]
-    chosen = set((ROOT / "data" / "cbsd68.txt").read_text().split())
+    chosen = set((ROOT / "data" / "cbsd68.txt").read_text(encoding="utf-8").split())
     test68 = tuple(f for f in val if Path(f).stem in chosen)
     held_out = tuple(f for f in val if Path(f).stem not in chosen)
     train400 = tuple(f for f in files if f.startswith(("BSDS500/images/train/", "BSDS500/images/test/")))
@@ -67,11 +66,12 @@ def _sets() -> dict[str, ImageSet]:
     }
 
 
-SETS = _sets()
+SETS = _sets() if CHECKOUT else {}
 
 
 def image_set(dataset: str) -> ImageSet:
     """The set called `dataset`; raises InputError that lists the known ones."""
+    require_checkout(f"data set {dataset!r}")
     if dataset not in SETS:
         raise InputError(f"data set {dataset!r}: choose one of {', '.join(SETS)}")
     return SETS[dataset]
@@ -109,7 +109,7 @@ def load(dataset: str, images: list[str] | None = None) -> Iterator[tuple[str, n
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != digests[file]:
             raise InputError(f"{path}: truncated or altered (wrong SHA-256); delete it and run {fetch}")
-        yield name, _decode(content, path, chosen.channels, convert=False)
+        yield name, _decode(content, path, chosen.channels)
 
 
 def extracted_digests() -> dict[str, str]:
@@ -118,48 +118,15 @@ def extracted_digests() -> dict[str, str]:
     return _read_sums(sums) if sums.is_file() else {}
 
 
-def read_photo(path: str | Path, channels: int) -> np.ndarray:
-    """A photo of the user's own as picture (H, W, channels); converted, with a line that says so, if not 8-bit grey or RGB.
-
-    Raises InputError if it is missing or no readable image.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of an image")
-    return _decode(path.read_bytes(), path, channels, convert=True)
-
-
-def load_folder(folder: str | Path, channels: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (file stem, picture) of every image in a folder of the user's own, in order of name, as `read_photo` does.
-
-    Raises InputError if the folder is missing or holds no image, or two differ in their suffix alone.
-    """
-    folder = Path(folder)
-    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise InputError(f"{folder}: no such folder, or no image ({', '.join(sorted(SUFFIXES))}) in it")
-    stems = [f.stem for f in files]
-    for file in files:
-        if stems.count(file.stem) > 1:
-            raise InputError(f"{file}: another image has the same name but for the suffix; rename one")
-        yield file.stem, read_photo(file, channels)
-
-
-def _decode(content: bytes, path: Path, channels: int, convert: bool) -> np.ndarray:
+def _decode(content: bytes, path: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             kind = _kind(opened)
-            image = opened.convert("RGBA").convert("RGB") if "transparency" in opened.info else opened.copy()
+            image = opened.copy()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error}); replace or remove it") from None
     if kind not in ("RGB", "L"):
-        if not convert:
-            raise InputError(f"{path}: {kind}; a benchmark image is 8-bit grey or RGB without alpha or palette")
-        if image.mode == "F":
-            raise InputError(f"{path}: floating-point pixels of unknown range; save it with 8 or 16 bits")
-        print(f"{path.name}: converted from {kind} to 8-bit {'grey' if channels == 1 else 'RGB'}", flush=True)
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip to 255 instead of scaling
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        raise InputError(f"{path}: {kind}; a benchmark image is 8-bit grey or RGB without alpha or palette")
     image = image.convert("RGB" if channels == 3 else "L")
     return np.asarray(image, np.float32).reshape(image.height, image.width, channels) / 255
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from n2s_utils import noise
+from n2s_utils import cli, noise
 from n2s_utils.cli import InputError
 from n2s_utils.machine import autocast, memory_format_of, placed
 from n2s_utils.mixture import Mixture, Source, from_table
@@ -63,16 +63,31 @@ class Denoiser:
         return -(-height // parts[0] // stride) * stride, -(-width // parts[1] // stride) * stride
 
     def _in_tiles(self, picture: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """`work` done on the picture (H, W, C), tile by tile; it keeps the shape and sees no further than `margin`."""
+        """`work` done on the picture (H, W, C), tile by tile; it keeps the shape and sees no further than `margin`.
+
+        Where memory does not suffice, tiles half as high and wide are tried; raises InputError where the least are too large.
+        """
+        stride, (down, across) = self.network.stride, self.tile(*picture.shape[:2])
+        while True:
+            try:
+                return self._by(down, across, picture, work)
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                if max(down, across) <= LEAST_SIDE:
+                    least = f"{picture.shape[1]}x{picture.shape[0]}: out of memory, even in tiles of {across}x{down}"
+                    raise InputError(f"{least}; end other programs, or cut the picture into parts") from None
+            down, across = (max(-(-side // 2 // stride) * stride, stride) for side in (down, across))
+
+    def _by(self, down: int, across: int, picture: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         (height, width), margin = picture.shape[:2], self.margin
-        down, across = self.tile(height, width)
+        places = [(top, left) for top in range(0, height, down) for left in range(0, width, across)]
         result = np.empty_like(picture)
-        for top in range(0, height, down):
-            for left in range(0, width, across):
-                above, before = min(top, margin), min(left, margin)
-                part = picture[top - above : top + down + margin, left - before : left + across + margin]
-                inner = work(part)[above : above + down, before : before + across]
-                result[top : top + down, left : left + across] = inner
+        for top, left in cli.progress(places, len(places), "tiles") if len(places) > 1 else places:
+            above, before = min(top, margin), min(left, margin)
+            part = picture[top - above : top + down + margin, left - before : left + across + margin]
+            inner = work(part)[above : above + down, before : before + across]
+            result[top : top + down, left : left + across] = inner
         return result
 
     @torch.inference_mode()

@@ -6,7 +6,9 @@ given unit deviation: each patch, channel by channel, is divided by the deviatio
 Notebook 09 compares this with the estimators of others, and chose the numbers below on held-out noisy pictures.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,32 +21,39 @@ MOST, LEAST = 60_000, 1_000  # patches that are looked at, and that an estimate 
 # The channels of a colour patch share their texture, and no patch need be left out. A grey one is used where its variance is at most
 # so many times that of the noise, or texture passes for noise.
 FLAT = {1: 1.35, 3: np.inf}
+# Of a picture whose noise a file has clipped, patches are used with at most so large a share of values at black or white.
+CLIPPED = 0.03
 BINS = 6  # of brightness, where noise is compared between them
 ROUNDS = 8
 
 
 class Patches:
-    """Random patches of a noisy picture y (H, W, C): `values` (n, C, SIDE^2), `mean` and `power` (n, C), of y and of y^2.
+    """Random patches of a noisy picture y (H, W, C), or of several with the same noise: `values` (n, C, SIDE^2), `mean` and `power`
+    (n, C), of y and of y^2.
 
-    Raises InputError for a picture of less than LEAST patches, or of one value.
+    `clipped` says that the values of y below 0 and above 1 were set to these (those patches are left out where enough others
+    remain). Raises InputError for pictures of less than LEAST patches, or of one value.
     """
 
-    def __init__(self, y: np.ndarray):
-        self.y = y
-        height, width = y.shape[:2]
-        count = max(height - SIDE + 1, 0) * max(width - SIDE + 1, 0)
-        self._require(count, LEAST)
-        if not np.ptp(y) > 0:
+    def __init__(self, *pictures: np.ndarray, clipped: bool = False):
+        self.sizes = " and ".join(f"{y.shape[1]}x{y.shape[0]}" for y in pictures[:3])
+        counts = [max(y.shape[0] - SIDE + 1, 0) * max(y.shape[1] - SIDE + 1, 0) for y in pictures]
+        self._require(sum(counts), LEAST)
+        if not any(np.ptp(y) > 0 for y in pictures):
             raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
-        windows = sliding_window_view(y, (SIDE, SIDE), axis=(0, 1))
-        chosen = noise.rng("patches").permutation(count)[:MOST]
-        patches = windows[np.divmod(chosen, width - SIDE + 1)]
-        self.values = patches.reshape(len(chosen), y.shape[2], SIDE**2).astype(np.float64)
+        self.least = min(float(y.min()) for y in pictures)
+        shares = [MOST * count // max(sum(counts), MOST) for count in counts]
+        patches = np.concatenate([_patches(y, share) for y, share in zip(pictures, shares, strict=True) if share])
+        if clipped:
+            cut = ((patches <= 0) | (patches >= 1)).mean((1, 2, 3))
+            enough = np.sort(cut)[: BINS * LEAST][-1]
+            patches = patches[cut <= max(CLIPPED, enough)]
+        self.values = patches.reshape(*patches.shape[:2], SIDE**2).astype(np.float64)
         self.mean, self.power = self.values.mean(2), (self.values**2).mean(2)
 
     def _require(self, count: int, least: int) -> None:
         if count < least:
-            raise InputError(f"picture of {self.y.shape[1]}x{self.y.shape[0]}: too small to estimate its noise from; give its parameter")
+            raise InputError(f"picture of {self.sizes}: too small to estimate its noise from; give its parameter")
 
     def noise_variance(self, variance: np.ndarray, part: np.ndarray | slice = slice(None)) -> float:
         """Of the noise in the patches `part`, as a multiple of `variance` (n, C), which must be above 0 there; by the least
@@ -68,6 +77,13 @@ class Patches:
         return np.array_split(np.argsort(self.mean.mean(1), kind="stable"), BINS)
 
 
+def _patches(y: np.ndarray, count: int) -> np.ndarray:
+    """`count` patches of y (n, C, SIDE, SIDE), or all."""
+    windows = sliding_window_view(y, (SIDE, SIDE), axis=(0, 1))
+    chosen = noise.rng("patches").permutation(windows.shape[0] * windows.shape[1])[:count]
+    return windows[np.divmod(chosen, windows.shape[1])]
+
+
 def _least_eigenvalues(values: np.ndarray) -> float:
     """The mean of the least eigenvalues of the covariance of `values` (n, d): of so many that it is also their median."""
     eigenvalues = np.linalg.eigvalsh(np.cov(values, rowvar=False))
@@ -76,19 +92,24 @@ def _least_eigenvalues(values: np.ndarray) -> float:
     return float(means[np.flatnonzero(means <= medians + 1e-12)[-1]])
 
 
-def estimate(y: np.ndarray, name: str) -> noise.Model:
+def estimate(y: np.ndarray, name: str, clipped: bool = False) -> noise.Model:
     """The noise of the noisy picture y (H, W, C), H and W from some 40 pixels (with two parameters 90), given its model, a key of
-    noise.MODELS.
+    noise.MODELS. `clipped` is as for `Patches`.
 
     Raises InputError for a picture too small or too flat to estimate from, and for one that cannot have such noise.
     """
+    return estimate_common([y], name, clipped)
+
+
+def estimate_common(pictures: Sequence[np.ndarray], name: str, clipped: bool = False) -> noise.Model:
+    """The same for several pictures that have the same noise, from the patches of all."""
     if name not in ESTIMATORS:
         raise InputError(f"noise {name!r}: choose one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name](Patches(y))
+    return ESTIMATORS[name](Patches(*pictures, clipped=clipped))
 
 
 def _gaussian(patches: Patches) -> noise.Model:
-    return noise.Gaussian(255 * _found(patches.noise_variance(np.ones_like(patches.mean)), "gaussian") ** 0.5)
+    return noise.Gaussian(255 * _level(patches))
 
 
 def _poisson(patches: Patches) -> noise.Model:
@@ -103,7 +124,7 @@ def _gamma(patches: Patches) -> noise.Model:
 
 def _lit(patches: Patches, name: str) -> np.ndarray:
     """Which patches are not black in a channel (n,); raises InputError for negative intensities, and where nearly all are black."""
-    noise.check_not_negative(name, patches.y)
+    noise.check_not_negative(name, np.array([patches.least]))
     lit = (patches.power > 0).all(1)
     if lit.sum() < LEAST:
         raise InputError(f"{name} noise: the picture is nearly all black; give the parameter")
@@ -155,12 +176,13 @@ ESTIMATORS: dict[str, Callable[[Patches], noise.Model]] = {
 }
 
 
-def choose(y: np.ndarray) -> noise.Model:
+def choose(y: np.ndarray, clipped: bool = False) -> noise.Model:
     """Gaussian, Poisson or Gamma noise, whichever explains how the noise of y (H, W, C) grows with brightness, with its parameter.
+    `clipped` is as for `Patches`.
 
     Raises InputError as `estimate` does.
     """
-    patches = Patches(y)
+    patches = Patches(y, clipped=clipped)
     names = ["gaussian"] if (y < 0).any() else ["gaussian", "poisson", "gamma"]
     return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, model))
 
@@ -170,3 +192,35 @@ def _unevenness(patches: Patches, model: noise.Model) -> float:
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
     variance = np.maximum(model.variance(patches.mean), 1e-6)
     return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))
+
+
+def levels(y: np.ndarray, clipped: bool = False) -> tuple[float, float]:
+    """The standard deviation of the noise, on the 0-255 scale, that all pixels of y (H, W, C) show, and every second one alone.
+
+    White noise is the same on any grid. Noise that neighbours share hides from the least eigenvalues and shows again on the
+    coarser grid: as in a JPEG, or a photo that was enlarged, demosaiced or denoised before. Raises InputError as `estimate` does.
+    """
+    every, second = (255 * _level(Patches(grid, clipped=clipped)) for grid in (y, y[::2, ::2]))
+    return every, second
+
+
+def _level(patches: Patches) -> float:
+    return _found(patches.noise_variance(np.ones_like(patches.mean)), "gaussian") ** 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which a command is told the noise."""
+    parser.add_argument("--sigma", type=float, help="level of Gaussian noise, 0-255 scale; with --zeta that of counts beside it")
+    parser.add_argument("--zeta", type=float, help="gain of Poisson noise")
+    parser.add_argument("--k", type=float, help="shape of Gamma noise")
+
+
+def told(options: argparse.Namespace) -> noise.Model | None:
+    """The noise in the options of `add_arguments`, None where there is none; raises InputError for parameters that make no model."""
+    given = {name: getattr(options, name) for name in ("sigma", "zeta", "k") if getattr(options, name) is not None}
+    for name, model in noise.MODELS.items():
+        if {field.name for field in fields(model)} == given.keys():
+            return noise.make(name, **given)
+    if given:
+        raise InputError(f"noise: --{' and --'.join(given)} make no model; give --sigma, --zeta, --k, or --zeta and --sigma together")
+    return None

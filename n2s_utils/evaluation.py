@@ -1,17 +1,14 @@
 """Measure denoised pictures: PSNR and SSIM, a row for each, and the command that denoises a folder.
 
-    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE [--seed K] [--csv FILE] [--pictures FOLDER]
-                                   [--recorruptions J [--s-a S_A] | --x8] [--memory GB] [--device DEVICE]
-    python -m n2s_utils.evaluation --weights FILE --data FOLDER NOISE|--noise MODEL --noisy --pictures FOLDER
+    n2s evaluate --weights FILE --data FOLDER NOISE [--seed K] [--csv FILE] [--pictures FOLDER]
+                 [--recorruptions J [--s-a S_A] | --x8] [--memory GB] [--device DEVICE]
 
-NOISE is --sigma S (Gaussian), --zeta Z (Poisson), both (Poisson and Gaussian) or --k K (Gamma). The first adds noise to the clean
-images of FOLDER and prints PSNR and SSIM of each; the second takes images that are noisy already and only writes pictures,
-where --noise estimates the parameter of each (and with "auto" the model).
+adds noise to the clean images of FOLDER (or one file), denoises them and prints PSNR and SSIM of each. NOISE is --sigma S
+(Gaussian), --zeta Z (Poisson), both (Poisson and Gaussian) or --k K (Gamma). For pictures that are noisy already: n2s denoise.
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means
 
-from n2s_utils import cli, denoiser, estimation, noise
+from n2s_utils import batch, cli, denoiser, estimation, noise, photo
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import load_folder
-from n2s_utils.files import ROOT, atomic_write, sha256
+from n2s_utils.files import BUILD, atomic_write, sha256
 from n2s_utils.machine import require_device
 from n2s_utils.mixture import Mixture
 from n2s_utils.weights import load_record
@@ -152,9 +148,12 @@ def _key(row: dict[Any, Any]) -> tuple[str, ...]:
 
 def method_of(weights: Path) -> str:
     """The method, as result rows name it, that a weights file was trained with."""
-    config = load_record(weights)["config"]
-    name = config["objective"]["name"].replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic")
-    return name + "-fresh" * config["data"].get("fresh_noise", False)
+    try:
+        config = load_record(weights)["config"]
+        name, fresh = config["objective"]["name"], config["data"].get("fresh_noise", False)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{weights.with_suffix('.json')}: does not say what the weights were trained with ({error})") from None
+    return name.replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic") + "-fresh" * fresh
 
 
 def read_rows(files: Iterable[Path]) -> pd.DataFrame:
@@ -187,16 +186,12 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Denoise a folder of images and measure the result.")
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors file, such as one of data/weights")
-    parser.add_argument("--data", type=Path, required=True, help="folder of images")
-    parser.add_argument("--sigma", type=float, help="level of Gaussian noise, 0-255 scale; with --zeta that of counts beside it")
-    parser.add_argument("--zeta", type=float, help="gain of Poisson noise")
-    parser.add_argument("--k", type=float, help="shape of Gamma noise")
-    parser.add_argument("--noise", choices=[*estimation.ESTIMATORS, "auto"], help="model, the parameter to be estimated; with --noisy")
-    parser.add_argument("--noisy", action="store_true", help="the images are noisy already: only write pictures")
+    parser.add_argument("--weights", type=cli.path, required=True, help="safetensors file, such as one of data/weights")
+    parser.add_argument("--data", type=cli.path, required=True, help="folder of images")
+    estimation.add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the added noise (default 0)")
-    parser.add_argument("--csv", type=Path, help="where to write the rows (default build/evaluation/FOLDER.csv)")
-    parser.add_argument("--pictures", type=Path, help="folder to write the denoised pictures to")
+    parser.add_argument("--csv", type=cli.path, help="where to write the rows (default build/evaluation/FOLDER-WEIGHTS-NOISE.csv)")
+    parser.add_argument("--pictures", type=cli.path, help="folder to write the denoised pictures to")
     average = parser.add_mutually_exclusive_group()
     average.add_argument("--recorruptions", type=int, metavar="J", help="average over J recorrupted inputs")
     average.add_argument("--x8", action="store_true", help="average over the eight flips and turns")
@@ -208,19 +203,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _noise_of(options: argparse.Namespace) -> noise.Model | None:
-    """The noise of all pictures; None where it is to be estimated from each."""
-    given = {name: getattr(options, name) for name in ("sigma", "zeta", "k") if getattr(options, name) is not None}
-    if options.noise:
-        if given or not options.noisy:
-            raise InputError(f"--noise {options.noise}: estimates the parameter of noisy images; give --noisy, and no parameter")
-        return None
-    for name, model in noise.MODELS.items():
-        if {field.name for field in fields(model)} == given.keys():
-            return noise.make(name, **given)
-    raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together, or --noise to estimate it")
-
-
 def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.Denoiser, Denoise, str]:
     """The denoiser, the way it is used, and the suffix of the method's name; warns of noise that the weights did not see."""
     loaded = denoiser.load(options.weights, model, device=require_device(options.device))
@@ -229,7 +211,7 @@ def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.D
     if isinstance(trained, Mixture):
         if missed := trained.misses(model):
             print(f"warning: {missed}, which {options.weights.name} was trained for")
-    elif trained != model and not options.noise:
+    elif trained != model:
         print(f"note: {options.weights.name} was trained on {trained}; used on {model} by a change of variables")
     if options.recorruptions is not None:
         draws = options.recorruptions
@@ -237,53 +219,36 @@ def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.D
     return (single, partial(denoiser.x8, single), "-x8") if options.x8 else (single, single, "")
 
 
-def _warn_if_not_counts(name: str, picture: np.ndarray, model: noise.Poisson) -> None:
-    counts = model.coordinate(picture)
-    if (off := float(np.mean(np.abs(counts - counts.round()) > 0.01))) > 0.01:
-        print(f"warning: {name}: {off:.0%} of its values are no multiples of zeta {model.zeta:g}: not counts of that gain")
-
-
-def _denoise_noisy(options: argparse.Namespace, model: noise.Model | None) -> None:
-    """Write the denoised pictures; a picture that cannot be denoised is named, and does not cost the others."""
-    refused, told = [], _way_of(options, model)[1] if model else None
-    estimate = estimation.choose if options.noise == "auto" else partial(estimation.estimate, name=options.noise)
-    for name, picture in load_folder(options.data, load_record(options.weights)["channels"]):
-        try:
-            found = model or estimate(picture)
-            if isinstance(model, noise.Poisson) and not model.read_variance:
-                _warn_if_not_counts(name, picture, model)
-            denoise = told or _way_of(options, found)[1]
-            write_picture(denoise(picture), options.pictures / f"{name}.png")
-        except InputError as error:
-            refused.append(name)
-            print(f"{name}: left out: {error}", flush=True)
-            continue
-        print(f"{name}: written" + f", estimated {found}" * (model is None), flush=True)
-    if refused:
-        raise InputError(f"{len(refused)} pictures were left out: {', '.join(refused)}")
-
-
 def main() -> None:
     options = _options()
-    model = _noise_of(options)
-    if options.pictures and options.pictures.resolve() == options.data.resolve():
-        raise InputError(f"{options.pictures}: holds the input; give another folder to --pictures")
-    if options.noisy and not options.pictures:
-        raise InputError("--noisy: there is no clean image to measure against; give --pictures a folder for the results")
-    if options.noisy:
-        return _denoise_noisy(options, model)
-    assert model
+    model = estimation.told(options)
+    if model is None:
+        raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together")
+    files, _ = batch.pictures_of([options.data])
+    jobs = batch.plan(files, options.pictures, ".png")
     single, denoise, suffix = _way_of(options, model)
-    dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
-    rows = []
-    for name, picture in load_folder(options.data, single.network.channels):
-        output = denoise(noise.realization(picture, model, dataset, name, options.seed))
-        if options.pictures:
-            write_picture(output, options.pictures / f"{name}.png")
+    dataset, method, origin = options.data.resolve().stem, method_of(options.weights) + suffix, origin_of(options.weights)
+    default = BUILD / "evaluation" / f"{dataset}-{options.weights.stem}{suffix}-{model.label}.csv"
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for job in jobs:
+        name = job.input.stem
+        try:
+            source = photo.read(job.input)
+            picture = photo.as_channels(source.picture, single.network.channels)
+            output = denoise(noise.realization(picture, model, dataset, name, options.seed))
+            if options.pictures:
+                write_picture(output, job.output)
+        except InputError as error:
+            failed.append(str(error))
+            continue
         rows.append(result_row(measurement(dataset, name, method, model, options.seed, origin), picture, output))
-        print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", flush=True)
-    table = write_rows(rows, options.csv or ROOT / "build" / "evaluation" / f"{dataset}.csv")
-    print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}")
+        table = write_rows(rows, options.csv or default)
+        print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", *source.notes, sep="; ", flush=True)
+    if rows:
+        print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}; rows in {options.csv or default}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(jobs)} pictures could not be measured: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

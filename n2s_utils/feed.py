@@ -50,8 +50,8 @@ class Feed:
             raise InputError("fresh_noise = true: the objective learns from one noisy realization; leave it out")
         if objective.needs == "pair" and data.second_seed == data.noise_seed:
             raise InputError(f"second_seed = {data.second_seed}: a pair needs a second realization; give another than noise_seed")
-        self.channels = image_set(data.dataset).channels
-        if image_set(data.held_out).channels != self.channels:
+        self.channels = self.channels_of(data.dataset)
+        if self.channels_of(data.held_out) != self.channels:
             raise InputError(f"held_out = {data.held_out!r}: not the channels of {data.dataset!r}")
         pictures = self._coordinates(data.dataset, data.noise_seed)
         self.names = list(self.kept(pictures))
@@ -59,6 +59,10 @@ class Feed:
         self.crops = self.training_crops(pictures)
         self.targets = self._targets(data.dataset, data.fresh_noise)
         self.held_out = self._held_out()
+
+    def channels_of(self, dataset: str) -> int:
+        """Of the pictures of a set."""
+        return image_set(dataset).channels
 
     def noisy(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
         """Name -> noisy picture y."""

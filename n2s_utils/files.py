@@ -1,12 +1,21 @@
 """Files that are whole or absent."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from n2s_utils.cli import InputError
+
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
+CHECKOUT = (ROOT / "data" / "registry.sha256").is_file()  # or the package alone is installed
+BUILD = (ROOT if CHECKOUT else Path.cwd()) / "build"
+
+_numbers = itertools.count()
 
 
 @contextmanager
@@ -17,7 +26,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # what a killed process leaves, the next one replaces
+    # A name of its own for each process and write; short, so that a long `path` leaves room for it.
+    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.part{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -28,6 +38,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep `folder` to this process; raises InputError where another one has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):  # beside: `folder` need not exist
+            yield
+    except Timeout:
+        raise InputError(f"{folder}: another process is at work here; wait for its end, or choose another name or --out") from None
+
+
+def require_checkout(what: str) -> None:
+    """Raises InputError where the package alone is installed, without the repository that `what` is in."""
+    if not CHECKOUT:
+        raise InputError(f"{what}: is in a checkout of the repository alone; clone it and run the command there")
 
 
 def sha256(path: str | Path) -> str:

@@ -1,6 +1,8 @@
 """What a run may use of the machine it is on: device, precision, and their names for the records."""
 
+import os
 import platform
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,9 @@ class Machine:
         if self.every < 1:
             raise InputError(f"every = {self.every}: give a number above 0")
         require_device(self.device)
+        compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"]
+        if self.compile and not any(map(shutil.which, compilers)):
+            raise InputError("compile = true: needs a C++ compiler such as g++, and there is none here; leave it out")
 
 
 def require_device(device: str) -> str:
@@ -84,7 +89,7 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{[*models, platform.processor() or platform.machine()][0]}, {torch.get_num_threads()} threads"
 

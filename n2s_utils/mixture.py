@@ -55,7 +55,7 @@ class Mixture:
     def misses(self, model: Model) -> str:
         """What of `model` lies outside the ranges, in words; "" where nothing does."""
         outside = [
-            f"{name} {value:g} lies outside {low:g} to {high:g}"
+            f"{name} {value:.3g} lies outside {low:g} to {high:g}"
             for name, value in model.parameters.items()
             for low, high in [self.ranges[name]]
             # Of counts with Gaussian noise, any sigma below the range is mostly the counts'.

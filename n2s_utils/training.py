@@ -11,10 +11,9 @@ Needs only torch, numpy, pillow, safetensors and tqdm.
 
 import argparse
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from n2s_utils import checkpoint, cli, machine, objectives
 from n2s_utils.cli import InputError
 from n2s_utils.config import Config, differences, merged, parse_change, read_stages
 from n2s_utils.feed import Batch, Feed
-from n2s_utils.files import ROOT, sha256
+from n2s_utils.files import BUILD, ROOT, locked, sha256
 from n2s_utils.mixture import Noise
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.noise import Gaussian
@@ -33,19 +32,19 @@ from n2s_utils.optimisation import Optimizer
 from n2s_utils.parallel import SINGLE, Group, group_of, leave
 from n2s_utils.weights import load_record, load_weights, save_weights
 
-RUNS = ROOT / "build" / "runs"
+RUNS = BUILD / "runs"
 
 
 def train(config: Config, folder: str | Path = RUNS, feed: Callable[..., Feed] = Feed, group: Group = SINGLE) -> Path:
     """Train as configured in `folder`/NAME, resuming what is there; returns the path of the weights.
 
     `feed` is what makes the crops, `group` the processes that share the run. Ctrl-C and SIGTERM save a checkpoint and raise
-    KeyboardInterrupt. Raises InputError for bad data, a foreign or corrupt checkpoint, and a loss that is not finite (the last
-    good checkpoint stays).
+    KeyboardInterrupt. Raises InputError for bad data, a foreign or corrupt checkpoint, a run that another process has in hand, and
+    a loss that is not finite (the last good checkpoint stays).
     """
     weights = Path(folder) / config.name / f"{config.name}.safetensors"
     run = Run(config, weights.with_name("checkpoint.pt"), _start_of(config, Path(folder)), feed, group)
-    with _stop_on_signal() as stopped:
+    with locked(weights.parent) if group.first else nullcontext(), cli.stop_on_signal() as stopped:
 
         def advance(until: int) -> None:
             steps = run.steps(until)
@@ -58,9 +57,9 @@ def train(config: Config, folder: str | Path = RUNS, feed: Callable[..., Feed] =
             run.set_budget(advance)
         assert run.total
         advance(run.total)
-    if group.first:
-        checkpoint.write_metrics(weights.with_suffix(".csv"), run.rows)
-        save_weights(run.optimizer.ema.network.state_dict(), weights, run.record())
+        if group.first:
+            checkpoint.write_metrics(weights.with_suffix(".csv"), run.rows)
+            save_weights(run.optimizer.ema.network.state_dict(), weights, run.record())
     return weights
 
 
@@ -84,6 +83,16 @@ def _start_of(config: Config, folder: Path) -> Path | None:
     return path
 
 
+def _stages_before(start: Path) -> list[dict[str, Any]]:
+    """What the weights of a start had seen, stage by stage, for the record."""
+    first = load_record(start)
+    try:
+        stage = {"crop": first["config"]["optimisation"]["crop"], "crops": first["crops"], "minutes": first["minutes"]}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{start.with_suffix('.json')}: does not say how the weights were trained ({error})") from None
+    return [*first.get("before", []), stage]
+
+
 class Run:
     """The state of a training run and its steps."""
 
@@ -97,6 +106,7 @@ class Run:
         self.feed = feed(config.data, config.noise, self.objective, settings.crop, config.objective, self.device)
         self.precision = machine.precision_of(config.machine.precision, self.device)
         self.started = {"start_sha256": sha256(start)} if start else {}
+        self.before = _stages_before(start) if start else []
         self.step, self.seconds, self.torch = 0, 0.0, str(torch.__version__)
         self.rows: list[dict[str, Any]] = []
         self.devices: list[str] = []  # that took steps
@@ -248,17 +258,12 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What the weights saw."""
-        before = []
-        if self.start:
-            first = load_record(self.start)
-            stage = {"crop": first["config"]["optimisation"]["crop"], "crops": first["crops"], "minutes": first["minutes"]}
-            before = [*first.get("before", []), stage]
         crops = self.step * self.config.optimisation.batch
         return {
             "config": self.config.tables(),
             "channels": self.feed.channels,
             **self.started,
-            **({"before": before} if before else {}),
+            **({"before": self.before} if self.before else {}),
             "crops": crops,
             "steps": self.step,
             "device": "; ".join(self.devices),
@@ -271,16 +276,12 @@ class Run:
         }
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag, read between steps, so that a checkpoint is never of half a step."""
-    hits: list[int] = []
-    before = {which: signal.signal(which, lambda *_: hits.append(1)) for which in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(hits)
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+def train_configuration(path: str, changes: list[str], folder: str | Path = RUNS) -> None:
+    """Train the stages of a configuration file, with changes written TABLE.KEY=VALUE."""
+    tables: dict[str, Any] = {}
+    for change in changes:
+        tables = merged(tables, parse_change(change))
+    print(train_stages(read_stages(path, tables), folder))
 
 
 def main() -> None:
@@ -289,10 +290,7 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="TABLE.KEY=VALUE", help="replace a field, e.g. machine.device=cuda minutes=9")
     parser.add_argument("--out", default=RUNS, help="folder of the runs (default build/runs)")
     arguments = parser.parse_intermixed_args()
-    changes: dict[str, Any] = {}
-    for change in arguments.changes:
-        changes = merged(changes, parse_change(change))
-    print(train_stages(read_stages(arguments.config, changes), arguments.out))
+    train_configuration(arguments.config, arguments.changes, arguments.out)
 
 
 if __name__ == "__main__":

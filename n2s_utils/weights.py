@@ -9,8 +9,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from n2s_utils.cli import InputError
-from n2s_utils.files import atomic_write, sha256
+from n2s_utils.files import CHECKOUT, ROOT, atomic_write, sha256
 from n2s_utils.network import Architecture, ScoreNetwork
+
+SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("shipped")  # a wheel brings the two for every noise
+
+
+def for_every_noise(channels: int) -> Path:
+    """The shipped weights that serve every noise, for pictures of 1 or 3 channels."""
+    return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-antithetic.safetensors"
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, record: dict) -> None:
@@ -22,7 +29,7 @@ def save_weights(state: dict[str, torch.Tensor], path: str | Path, record: dict)
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}))
     with atomic_write(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record | {"sha256": sha256(path)}, indent=2) + "\n")
+        temporary.write_text(json.dumps(record | {"sha256": sha256(path)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
@@ -59,7 +66,7 @@ def load_record(path: str | Path) -> dict[str, Any]:
     """What made a weights file, from the JSON beside it; raises InputError if that is missing, broken or of another file."""
     record = Path(path).with_suffix(".json")
     try:
-        content = json.loads(record.read_text())
+        content = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{record}: missing; weights come with the record of their training") from None
     except ValueError as error:

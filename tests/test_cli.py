@@ -1,6 +1,8 @@
 """One-line errors, progress lines, and files that are whole or absent."""
 
 import errno
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -122,3 +124,44 @@ def test_atomic_write_keeps_the_old_file_when_it_cannot_be_synced(tmp_path, monk
 def test_sha256_of_a_known_file(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_two_processes_that_write_one_file_leave_one_of_theirs_whole(tmp_path):
+    path, size = tmp_path / "rows.csv", 20_000
+    writer = "\n".join(
+        [
+            "import sys",
+            "from n2s_utils.files import atomic_write",
+            "for number in range(400):",
+            f"    with atomic_write({str(path)!r}) as temporary:",
+            f"        temporary.write_text(sys.argv[1] * {size}, encoding='utf-8')",
+        ]
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", writer, letter]) for letter in "ab"]
+    seen = set()
+    while any(process.poll() is None for process in processes):
+        if path.exists():
+            seen.add(path.read_text(encoding="utf-8"))
+    assert not any(process.wait() for process in processes)
+    assert seen <= {"a" * size, "b" * size} and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 251 + ".csv")
+    with atomic_write(path) as temporary:
+        temporary.write_text("whole", encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == "whole"
+
+
+def test_a_reader_that_goes_away_is_silence():
+    command = "from n2s_utils import cli; cli.run(lambda: [print('line ' * 100) for _ in range(10_000)])"
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_what_the_terminal_cannot_show_is_escaped():
+    command = "from n2s_utils import cli; cli.run(lambda: print('caf\\u00e9 \\udcff'))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stdout == b"caf\\xe9 \\udcff\n"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from n2s_utils import datasets, noise
 from n2s_utils.cli import InputError
-from n2s_utils.datasets import Crops, ImageSet, load, load_folder, noisy_pictures, read_photo
+from n2s_utils.datasets import Crops, ImageSet, load, noisy_pictures
 
 GAUSSIAN = noise.Gaussian(25.0)
 RECORDED = [0.1197784, -0.03698288, -0.1586664]  # of the key CBSD68, 101085, gaussian, 25, 0
@@ -111,14 +111,11 @@ def png_of_16_bit_rgb(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_colour_of_16_bits_is_not_taken_for_8(tiny, tmp_path, capsys):
+def test_colour_of_16_bits_is_not_taken_for_8(tiny):
     deep = np.linspace(0, 65535, 20 * 24 * 3).astype(np.uint16).reshape(20, 24, 3)
     tiny(a=png_of_16_bit_rgb(deep))
     with pytest.raises(InputError, match=r"a\.png: 16-bit RGB"):
         list(load("tiny"))
-    (tmp_path / "own.png").write_bytes(png_of_16_bit_rgb(deep))
-    assert np.abs(read_photo(tmp_path / "own.png", 3) - deep / 65535).max() < 1.01 / 255
-    assert "own.png: converted from 16-bit RGB" in capsys.readouterr().out
 
 
 def test_a_transparent_colour_counts_as_alpha(tiny, tmp_path):
@@ -126,12 +123,6 @@ def test_a_transparent_colour_counts_as_alpha(tiny, tmp_path):
     tiny(a=(tmp_path / "t.png").read_bytes())
     with pytest.raises(InputError, match=r"a\.png: RGB with transparency"):
         list(load("tiny"))
-
-
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(InputError, match=r"f\.tif: floating-point"):
-        read_photo(tmp_path / "f.tif", 1)
 
 
 def test_an_image_that_the_set_does_not_have_is_named():
@@ -144,43 +135,6 @@ def test_an_odd_image_is_refused_in_a_benchmark(tiny, image):
     tiny(a=image)
     with pytest.raises(InputError, match=rf"a\.png: .*{image.mode}; a benchmark image is 8-bit grey or RGB"):
         list(load("tiny"))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("image", ODD.values(), ids=ODD)
-def test_an_odd_photo_of_the_user_is_converted_and_one_line_says_so(tmp_path, capsys, image, channels):
-    image.save(tmp_path / "a.png")
-    ((name, picture),) = load_folder(tmp_path, channels)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("a.png: converted from ") and image.mode in lines[0]
-    assert name == "a" and picture.shape == (20, 24, channels)
-    if image is DEEP:  # scaled, not cut off at 255
-        assert np.abs(picture[..., 0] - np.asarray(DEEP) / 65535).max() < 0.51 / 255
-
-
-def test_an_ordinary_photo_of_the_user_is_read_without_a_word(tmp_path, capsys):
-    colour(1).save(tmp_path / "b.png")
-    colour(2).save(tmp_path / "a.webp", lossless=True)
-    (tmp_path / "notes.txt").write_text("no picture")
-    assert [name for name, _ in load_folder(tmp_path, 3)] == ["a", "b"]
-    assert not capsys.readouterr().out
-
-
-def test_a_folder_without_readable_images_is_named(tmp_path):
-    with pytest.raises(InputError, match="no such folder, or no image"):
-        list(load_folder(tmp_path / "absent", 3))
-    with pytest.raises(InputError, match="no such folder, or no image"):
-        list(load_folder(tmp_path, 3))
-    (tmp_path / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"a\.jpg: not a readable image"):
-        list(load_folder(tmp_path, 3))
-
-
-def test_two_photos_of_one_name_are_refused(tmp_path):
-    colour(1).save(tmp_path / "a.png")
-    colour(1).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="same name"):
-        list(load_folder(tmp_path, 3))
 
 
 def test_the_benchmark_sets_are_disjoint_and_complete():

@@ -12,7 +12,7 @@ from conftest import record_of
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from n2s_utils import cli, denoiser, estimation, evaluation, noise
+from n2s_utils import cli, denoiser, estimation, evaluation, noise, photo
 from n2s_utils.evaluation import evaluate_unknown
 from n2s_utils.files import ROOT, sha256
 from n2s_utils.mixture import Mixture
@@ -175,15 +175,7 @@ def test_command_measures_a_folder_and_writes_pictures(weights, folder, tmp_path
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert list(rows.image) == ["a", "deep"] and set(rows.weights_sha256) == {sha256(weights)} and set(rows.method) == {"noise2score"}
     assert f"mean of 2: PSNR {rows.psnr.mean():.2f} dB" in done.stdout
-    assert "deep.png: converted from 16-bit I" in done.stdout
     assert Image.open(tmp_path / "out" / "deep.png").size == (50, 40)
-
-
-def test_command_on_noisy_images_only_writes_pictures(weights, folder, tmp_path):
-    done = command("--weights", weights, "--data", folder, "--sigma", 50, "--noisy", "--pictures", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "deep.png"]
-    assert "trained on gaussian noise of sigma 25; used on gaussian noise of sigma 50" in done.stdout and "PSNR" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -192,9 +184,8 @@ def test_command_on_noisy_images_only_writes_pictures(weights, folder, tmp_path)
         ({"--sigma": "0"}, ["sigma = 0.0"]),
         ({"--sigma": "-5"}, ["sigma = -5.0"]),
         ({"--sigma": "nan"}, ["sigma = nan"]),
-        ({"--data": "nowhere"}, ["nowhere", "no such folder"]),
+        ({"--data": "nowhere"}, ["1 of 1 pictures", "nowhere"]),
         ({"--weights": "nothing.safetensors"}, ["nothing.safetensors"]),
-        ({"--noisy": None}, ["--noisy", "--pictures"]),
         ({"--sigma": None, "--csv": None}, ["noise", "--sigma, --zeta, --k"]),
         ({"--k": "50"}, ["noise", "--sigma, --zeta, --k"]),
         ({"--zeta": "0.1"}, ["trained for gaussian noise", "poisson-gaussian"]),
@@ -203,9 +194,8 @@ def test_command_on_noisy_images_only_writes_pictures(weights, folder, tmp_path)
 )
 def test_command_refuses_bad_input_with_one_line(weights, folder, tmp_path, monkeypatch, capsys, change, parts):
     options = {"--weights": weights, "--data": folder, "--sigma": "25", "--csv": tmp_path / "rows.csv"} | change
-    flags = {"--noisy"}
-    given = {name: value for name, value in options.items() if value is not None or name in flags}
-    monkeypatch.setattr(sys, "argv", ["evaluation", *(str(part) for option in given.items() for part in option if part is not None)])
+    given = {name: value for name, value in options.items() if value is not None}
+    monkeypatch.setattr(sys, "argv", ["evaluation", *(str(part) for option in given.items() for part in option)])
     with pytest.raises(SystemExit) as caught:
         cli.run(evaluation.main)
     error = capsys.readouterr().err
@@ -218,9 +208,30 @@ def test_command_refuses_bad_input_with_one_line(weights, folder, tmp_path, monk
 
 def test_command_does_not_overwrite_its_input(weights, folder):
     before = (folder / "a.png").read_bytes()
-    done = command("--weights", weights, "--data", folder, "--sigma", 25, "--noisy", "--pictures", folder)
-    assert done.returncode == 2 and str(folder) in done.stderr
+    done = command("--weights", weights, "--data", folder, "--sigma", 25, "--pictures", folder)
+    assert done.returncode == 2 and "would replace an input" in done.stderr
     assert (folder / "a.png").read_bytes() == before
+
+
+def test_an_empty_path_is_not_the_folder_one_stands_in(weights, folder, tmp_path):
+    done = command("--weights", weights, "--data", folder, "--sigma", 25, "--pictures", "")
+    assert done.returncode == 2 and "--pictures: empty; give a path" in done.stderr
+
+
+def test_a_bad_picture_does_not_cost_the_others(weights, folder, tmp_path):
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    done = command("--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv")
+    assert done.returncode == 2 and "1 of 3 pictures could not be measured" in done.stderr and "b.png" in done.stderr
+    assert list(pd.read_csv(tmp_path / "rows.csv").image) == ["a", "deep"]
+
+
+def test_rows_go_by_default_where_folder_weights_and_noise_tell_them_apart(weights, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "BUILD", tmp_path)
+    for sigma in ("25", "50"):
+        monkeypatch.setattr(sys, "argv", ["evaluation", "--weights", str(weights), "--data", str(folder), "--sigma", sigma])
+        evaluation.main()
+    names = sorted(path.name for path in (tmp_path / "evaluation").iterdir())
+    assert names == ["in-grey-gaussian25.csv", "in-grey-gaussian50.csv"]
 
 
 def test_weights_without_their_record_are_refused(weights, refused):
@@ -249,8 +260,8 @@ def test_command_serves_every_noise_model(folder, tmp_path, monkeypatch, model, 
     evaluation.main()
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert set(rows.noise) == {model.name} and set(rows.parameter) == {model.parameter} and rows.psnr.notna().all()
-    [(name, clean), _] = evaluation.load_folder(folder, 1)
-    output = denoiser.load(path, model)(noise.realization(clean, model, "in", name, 0))
+    clean = photo.read(folder / "a.png").picture
+    output = denoiser.load(path, model)(noise.realization(clean, model, "in", "a", 0))
     assert rows.psnr[0] == pytest.approx(evaluation.psnr(clean, output), abs=1e-3)
 
 
@@ -264,8 +275,6 @@ MIXTURE = Mixture((5.0, 60.0), (0.003, 0.1), (20.0, 150.0))
         (("--sigma", 17), ""),
         (("--zeta", 0.01, "--sigma", 2), ""),
         (("--k", 70), ""),
-        (("--zeta", 0.1, "--noisy", "--pictures", "out"), "of its values are no multiples of zeta 0.1"),
-        (("--zeta", 1 / 255, "--noisy", "--pictures", "out"), ""),  # 8-bit values are counts of that gain
     ],
 )
 def test_weights_for_every_noise_serve_each_and_warn_outside_their_range(folder, tmp_path, monkeypatch, capsys, options, warned):
@@ -324,22 +333,3 @@ def test_an_unknown_parameter_is_estimated_from_the_noisy_picture_alone():
     other = noise.Gaussian(30.0)
     [fixed] = evaluate_unknown("sample", [("flat", clean)], model, "m", denoiser_of, weights, None, lambda y: other)
     assert told[-1] == other and fixed["estimate"] == "30"
-
-
-def test_command_estimates_the_noise_of_each_picture_and_names_those_it_cannot(weights, tmp_path):
-    x = np.broadcast_to(np.linspace(0.3, 0.7, 64), (64, 64))[:, :, None].astype(np.float32)
-    (tmp_path / "in").mkdir()
-    noisy = noise.realization(x, noise.Gaussian(20.0), "s", "a", 0)
-    Image.fromarray((noisy[:, :, 0].clip(0, 1) * 255).round().astype(np.uint8)).save(tmp_path / "in" / "a.png")
-    Image.fromarray(np.full((64, 64), 128, np.uint8)).save(tmp_path / "in" / "constant.png")
-    done = command("--weights", weights, "--data", tmp_path / "in", "--noise", "gaussian", "--noisy", "--pictures", tmp_path / "out")
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("a:")]
-    assert float(line.split()[-1]) == pytest.approx(20, rel=0.1)
-    assert done.returncode != 0 and "one value alone" in done.stdout and "1 pictures were left out: constant" in done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
-
-
-def test_command_estimates_only_noisy_pictures(weights, folder):
-    for extra in (("--noise", "gaussian"), ("--noise", "auto", "--noisy", "--pictures", "out", "--sigma", 25)):
-        done = command("--weights", weights, "--data", folder, *extra)
-        assert done.returncode == 2 and "give --noisy, and no parameter" in done.stderr

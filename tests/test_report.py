@@ -74,7 +74,7 @@ def test_prepare_writes_parameters_and_keeps_outputs(folder, tmp_path):
     pages.prepare(pages.plan("sample", {"SIGMA": 50}, [], folder), tmp_path / "prepared")
     prepared = nbformat.read(tmp_path / "prepared" / "01_one.ipynb", 4)
     injected = [cell for cell in prepared.cells if "injected-parameters" in cell.metadata.tags]
-    assert [ast.unparse(line) for line in ast.parse(injected[0].source).body] == ["PROFILE = 'sample'", "OUTPUT = 'build'", "SIGMA = 50"]
+    assert [ast.unparse(line) for line in ast.parse(injected[0].source).body] == ["PROFILE = 'sample'", "OUTPUT = 'build'", "SIGMA = 50.0"]
     assert prepared.cells[-1].outputs[0].text == "old\n"
 
 
@@ -84,7 +84,7 @@ def test_sample_writes_pages_and_nothing_else(folder, tmp_path, capsys):
     assert contents(folder) == before
     assert [line.split(" ... ")[0] for line in capsys.readouterr().out.splitlines()] == ["01_one", "02_two"]
     page = (tmp_path / "pages" / "01_one.html").read_text()
-    assert "profile: sample 50" in page and 'href="02_two.html">next' in page
+    assert "profile: sample 50.0" in page and 'href="02_two.html">next' in page
     assert '<script src="http' not in page and (tmp_path / "pages" / "mathjax" / "MathJax.js").is_file()
     index = (tmp_path / "pages" / "index.html").read_text()
     assert 'href="01_one.html">About 01_one' in index and "The claim that $x^2$ holds." in index and "More." not in index
@@ -109,11 +109,50 @@ def test_paper_writes_the_executed_notebooks_back(folder, tmp_path):
 def test_a_failure_names_the_cell_and_changes_no_notebook(folder, tmp_path, line, reason):
     write(folder, "02_two", "1 + 1", line, "2 + 2")
     before = contents(folder)
-    with pytest.raises(InputError, match=rf"^02_two.ipynb, code cell 3 \({line[:6]}.*\): {reason}"):
+    with pytest.raises(
+        InputError, match=rf"^02_two.ipynb, code cell 3 \({line[:6]}.*\): {reason.rstrip('$')}; the pages so far: .*pages.part$"
+    ):
         pages.build(pages.plan("paper", {}, [], folder), tmp_path / "pages")
     assert contents(folder) == before
-    assert "profile: paper" in (tmp_path / "pages" / "01_one.html").read_text()
-    assert '02_two.html">About 02_two</a> (failed)' in (tmp_path / "pages" / "index.html").read_text()
+    assert "profile: paper" in (tmp_path / "pages.part" / "01_one.html").read_text()
+    assert '02_two.html">About 02_two</a> (failed)' in (tmp_path / "pages.part" / "index.html").read_text()
+    assert not (tmp_path / "pages").exists()
+
+
+def test_pages_take_their_place_at_the_end_and_a_failure_leaves_the_old_ones(folder, tmp_path):
+    place = tmp_path / "pages"
+    pages.build(pages.plan("sample", {}, [], folder), place)
+    before = contents(place)
+    write(folder, "02_two", "1 / 0")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        pages.build(pages.plan("sample", {"SIGMA": 50}, [], folder), place)
+    assert contents(place) == before
+
+
+def test_one_notebook_alone_replaces_its_own_page(folder, tmp_path):
+    place = tmp_path / "pages"
+    pages.build(pages.plan("sample", {}, [], folder), place)
+    other = (place / "02_two.html").read_bytes()
+    pages.build(pages.plan("sample", {"SIGMA": 50}, ["01_one"], folder), place)
+    page, index = (place / "01_one.html").read_text(), (place / "index.html").read_text()
+    assert "profile: sample 50.0" in page and 'href="02_two.html">next' in page and (place / "02_two.html").read_bytes() == other
+    assert 'href="01_one.html">About 01_one' in index and 'href="02_two.html">About 02_two' in index
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notebooks", "pages"]
+
+
+def test_values_become_what_the_parameter_declares(folder, refused, tmp_path, monkeypatch):
+    more = "SEEDS: list = [0]  # of noise\nPHOTO: str = ''  # path of a photo"
+    notebook = nbformat.read(folder / "01_one.ipynb", 4)
+    notebook.cells[1].source += f"\n{more}"
+    nbformat.write(notebook, folder / "01_one.ipynb")
+    monkeypatch.chdir(tmp_path)
+    given = {"SEEDS": 0, "SIGMA": 50, "PHOTO": "own.png"}
+    values = pages.plan("sample", given, [], folder)[folder / "01_one.ipynb"]
+    assert values["SEEDS"] == [0] and values["SIGMA"] == 50.0 and isinstance(values["SIGMA"], float)
+    assert values["PHOTO"] == str(tmp_path / "own.png")
+    for name, value, kind in (("SIGMA", "loud", "float"), ("SIGMA", [25.0], "float"), ("PROFILE", 5, "str"), ("SIGMA", None, "float")):
+        with refused(f"-p {name}", f"is no {kind}"):
+            pages.plan("sample", {name: value}, [], folder)
 
 
 def test_a_failure_leaves_no_new_figure_beside_old_notebooks(folder, tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -906,3 +907,27 @@ def test_command_refuses_in_one_line(tiny_sets, toml, tmp_path, monkeypatch, cap
     assert status == 2 and output.out == "" and part in output.err
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_do_not_share_a_run(tiny_sets, tmp_path, refused):
+    with files.locked(tmp_path / "run"):
+        with refused(tmp_path / "run", "another process is at work here"):
+            train(tiny(), tmp_path)
+    assert train(tiny(), tmp_path).exists()
+
+
+def test_training_in_a_thread_leaves_signals_alone(tiny_sets, tmp_path):
+    paths = []
+    thread = threading.Thread(target=lambda: paths.append(train(tiny(), tmp_path)))
+    thread.start()
+    thread.join()
+    assert paths and paths[0].exists()
+
+
+def test_a_start_whose_record_does_not_say_how_it_was_trained_is_refused(tiny_sets, tmp_path, refused):
+    start = train(tiny(name="first"), tmp_path)
+    record = json.loads(start.with_suffix(".json").read_text())
+    start.with_suffix(".json").write_text(json.dumps({key: value for key, value in record.items() if key != "crops"}))
+    with refused("first.json", "does not say how the weights were trained"):
+        train(tiny(start="first"), tmp_path)
+    assert not (tmp_path / "run").exists()

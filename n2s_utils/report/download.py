@@ -19,7 +19,7 @@ import requests
 from n2s_utils import cli, datasets
 from n2s_utils.cli import InputError
 from n2s_utils.datasets import FOLDER_VARIABLE
-from n2s_utils.files import atomic_write, sha256
+from n2s_utils.files import atomic_write, require_checkout, sha256
 
 GITHUB = "https://raw.githubusercontent.com"
 HOMES = {  # what replaces "SET/" in a file's path
@@ -129,7 +129,7 @@ def _download_archive(archive: str, md5: str) -> None:
     digests = _unpack(bundle, archive)
     lines = [f"{digest}  {file}\n" for file, digest in sorted((_digests(["DIV2K"]) | digests).items())]
     with atomic_write(folder / "SHA256SUMS") as temporary:
-        temporary.write_text("".join(lines))
+        temporary.write_text("".join(lines), encoding="utf-8")
     bundle.unlink()
     print(f"{archive}: {len(digests)} files downloaded and unpacked")
 
@@ -169,6 +169,7 @@ def _unpack(bundle: Path, archive: str) -> dict[str, str]:
 
 
 def main() -> None:
+    require_checkout("the list of files")
     parser = argparse.ArgumentParser(description="Fetch and verify the image sets.")
     parser.add_argument("sets", nargs="*", metavar="SET", default=DEFAULT, help=f"{', '.join(HOMES)}; default {', '.join(DEFAULT)}")
     try:

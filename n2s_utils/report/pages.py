@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import jupyter_server_mathjax
 import nbformat
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from n2s_utils import cli
 from n2s_utils.cli import InputError
-from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.files import ROOT, atomic_write, require_checkout
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "build" / "report"
@@ -63,16 +64,32 @@ def plan(profile: str, changes: dict, only: list[str], folder: Path = NOTEBOOKS)
             raise InputError(f"notebook {name!r}: choose one of {', '.join(notebooks)}")
     chosen = only or list(notebooks)
     declared = {name: papermill.inspect_notebook(path) for name, path in notebooks.items()}
-    values = yaml.safe_load(profiles[profile].read_text())
+    everywhere = {parameter: about for parameters in declared.values() for parameter, about in parameters.items()}
+    values = yaml.safe_load(profiles[profile].read_text(encoding="utf-8"))
     for source, given, readers in ((profiles[profile].name, values, notebooks), ("-p", changes, chosen)):
         known = sorted(set().union(*(declared[name] for name in readers)))
         for parameter in given:
             if parameter not in known:
                 raise InputError(f"{source}: no notebook to run has a parameter {parameter!r}; known: {', '.join(known)}")
-    values |= changes
+    values |= {name: _typed(name, value, everywhere[name]) for name, value in changes.items()}
     return {
         notebooks[name]: {parameter: values[parameter] for parameter in declared[name] if parameter in values} for name in sorted(chosen)
     }
+
+
+def _typed(name: str, value: Any, about: dict[str, str]) -> Any:
+    """A value of -p as the parameter declares it: one is a list of one, a whole number a float, a path where the user stands.
+
+    Raises InputError for a value of another type.
+    """
+    kind = about["inferred_type_name"]
+    if kind == "list" and not isinstance(value, list):
+        value = [value]
+    if kind == "float" and type(value) is int:
+        value = float(value)
+    if type(value).__name__ != kind:
+        raise InputError(f"-p {name}: {value!r} is no {kind}; give one, such as {about['default']}")
+    return str(Path(value).absolute()) if value and about["help"].startswith("path of") else value
 
 
 def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
@@ -85,37 +102,50 @@ def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
 def build(runs: dict[Path, dict], pages: Path = PAGES, figures: Path = ROOT / "figures") -> None:
     """Execute the notebooks and write `pages`: each as .ipynb and HTML, index.html, MathJax.
 
-    Raises InputError naming notebook and cell at the first failure; the pages so far stay, the last shows the error, and
-    notebooks and `figures` are as they were.
+    The pages are built beside, and take their place once all have succeeded; those of notebooks that were not to run stay. Raises
+    InputError naming notebook and cell at the first failure; the pages so far then stand beside, the last shows the error, and
+    `pages`, notebooks and `figures` are as they were.
     """
-    shutil.rmtree(pages, ignore_errors=True)
-    shutil.copytree(Path(jupyter_server_mathjax.__file__).parent / "static", pages / "mathjax")
+    beside, before = (pages.with_name(f"{pages.name}.{end}") for end in ("part", "before"))
+    shutil.rmtree(beside, ignore_errors=True)
+    notebooks = sorted(next(iter(runs)).parent.glob("*.ipynb"))
+    if len(runs) < len(notebooks) and pages.is_dir():
+        shutil.copytree(pages, beside)
+    shutil.copytree(Path(jupyter_server_mathjax.__file__).parent / "static", beside / "mathjax", dirs_exist_ok=True)
+    shown = [path for path in notebooks if path in runs or (beside / f"{path.stem}.html").exists()]
     published = [path for path, parameters in runs.items() if parameters.get("OUTPUT") == "."]
     with _unchanged_on_failure(figures) if published else nullcontext():
-        done = _execute_all(runs, pages)
+        done = _execute_all(runs, shown, beside)
+    shutil.rmtree(before, ignore_errors=True)
+    if pages.exists():
+        pages.rename(before)
+    beside.rename(pages)
+    shutil.rmtree(before, ignore_errors=True)
     for path in published:
         _write_back(path, done[path])
 
 
-def _execute_all(runs: dict[Path, dict], pages: Path) -> dict[Path, NotebookNode]:
+def _execute_all(runs: dict[Path, dict], shown: list[Path], pages: Path) -> dict[Path, NotebookNode]:
+    """Execute the notebooks `runs` into `pages`, among those of `shown`."""
     done: dict[Path, NotebookNode] = {}
-    index: list[str] = []
-    for number, (path, parameters) in enumerate(runs.items()):
+    taken: dict[Path, str] = {}
+    for path, parameters in runs.items():
         print(f"{path.stem} ... ", end="", flush=True)
         begin, error = time.monotonic(), None
         try:
             _execute(path, pages / path.name, parameters)
         except InputError as failure:
             error = failure
-        taken = "failed" if error else tqdm.format_interval(time.monotonic() - begin)
-        print(taken, flush=True)
+        taken[path] = " (failed)" if error else f" ({tqdm.format_interval(time.monotonic() - begin)})"
+        print(taken[path].strip(" ()"), flush=True)
         done[path] = nbformat.read(pages / path.name, 4)
-        _write_page(done[path], pages / f"{path.stem}.html", _links([p.stem for p in runs], number))
-        index.append(f"- [{_title(path)}]({path.stem}.html) ({taken}). {_claim(path)}")
+        _write_page(done[path], pages / f"{path.stem}.html", _links([p.stem for p in shown], shown.index(path)))
+        there = [path for path in shown if (pages / f"{path.stem}.html").exists()]
+        index = [f"- [{_title(path)}]({path.stem}.html){taken.get(path, '')}. {_claim(path)}" for path in there]
         contents = nbformat.v4.new_markdown_cell("# Noise2Score, reproduced\n\n" + "\n".join(index))
         _write_page(nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"}), pages / "index.html", "")
         if error:
-            raise error
+            raise InputError(f"{error}; the pages so far: {pages}")
     return done
 
 
@@ -151,7 +181,7 @@ def _write_page(notebook: NotebookNode, page: Path, links: str) -> None:
     exporter = HTMLExporter(raw_template=TEMPLATE, mathjax_url="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe")
     text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": page.stem}, "links": links})
     with atomic_write(page) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _links(names: list[str], number: int) -> str:
@@ -221,6 +251,7 @@ def _value(text: str) -> object:
 
 
 def main() -> None:
+    require_checkout("the report")
     parser = argparse.ArgumentParser(description="Execute the notebooks and write them as web pages into build/report.")
     parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01_score_theory (default all)")
     parser.add_argument("--profile", default="sample", help="of notebooks/profiles (default sample)")

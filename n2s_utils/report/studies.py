@@ -84,7 +84,7 @@ def read_study(path: str | Path) -> dict[str, Run]:
     """Name -> run of a study file; raises InputError naming a bad field or evaluation."""
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: no readable study file ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:

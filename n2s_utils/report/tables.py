@@ -235,9 +235,9 @@ def readme_parts() -> dict[str, str]:
 def main() -> None:
     path = ROOT / "README.md"
     parts = readme_parts()
-    text = readme_with(parts, path.read_text())
+    text = readme_with(parts, path.read_text(encoding="utf-8"))
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     print("\n\n".join(parts.values()))
 
 
