@@ -35,6 +35,7 @@ And in report, which the method does not need:
     two_steps       a network after Tweedie's formula (notebook 10)
     faults          the earlier reproduction's faults and its way of measuring (notebook 07)
     studies         short runs trained and measured, a row each (notebooks 06 to 10)
+    own_folder      what training on a folder of one's own wins (notebook 11)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
     pages           execute the notebooks into web pages (needs papermill and nbconvert)

@@ -24,7 +24,7 @@ from n2s_utils.files import atomic_write, sha256
 from n2s_utils.mixture import Mixture
 from n2s_utils.photo import Photo
 
-WHITE, QUIET = 1.2, 2.0  # ratio and least level of estimation.levels; notebook 11 shows what white and other noise come to
+WHITE, QUIET = 1.2, 1.0  # ratio and least level of estimation.levels; notebook 11 shows what white and other noise come to
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ class Way:
             found.append(f"the weights were trained on {trained}; used on {model} by a change of variables")
         try:
             every, second = estimation.levels(source.picture, self.cut(source))
+            if second > max(WHITE * every, QUIET):
+                guess = estimation.level_of_correlated(source.picture, self.cut(source))
+                found.append(
+                    f"the noise is not white (every second pixel shows {second / every:.1f} times that of all): a JPEG, or a photo "
+                    f"enlarged, demosaiced or denoised before; expect most of it to stay, and try --sigma {guess:.0f}"
+                )
         except InputError:
-            return found  # too small to tell
-        if second > max(WHITE * every, QUIET):
-            found.append(
-                f"the noise is not white (every second pixel shows {second / every:.1f} times that of all): a JPEG, or a photo "
-                "enlarged, demosaiced or denoised before; expect most of it to stay"
-            )
+            pass  # too small to tell
         return found
 
     def __call__(self, source: Photo, model: noise.Model) -> np.ndarray:

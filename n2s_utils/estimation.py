@@ -25,6 +25,7 @@ FLAT = {1: 1.35, 3: np.inf}
 CLIPPED = 0.03
 BINS = 6  # of brightness, where noise is compared between them
 ROUNDS = 8
+LUMA = np.array([0.299, 0.587, 0.114])  # of the colours in brightness (ITU-R 601)
 
 
 class Patches:
@@ -202,6 +203,15 @@ def levels(y: np.ndarray, clipped: bool = False) -> tuple[float, float]:
     """
     every, second = (255 * _level(Patches(grid, clipped=clipped)) for grid in (y, y[::2, ::2]))
     return every, second
+
+
+def level_of_correlated(y: np.ndarray, clipped: bool = False) -> float:
+    """A guess at sigma where `levels` show noise that is not white: what the brightness of every second pixel of y (H, W, C) shows,
+    for compression spares brightness more than colour. Raises InputError as `estimate` does.
+    """
+    weights = LUMA if y.shape[2] == 3 else np.ones(1)
+    brightness = (y[::2, ::2] @ weights)[:, :, None].astype(np.float32)
+    return 255 * _level(Patches(brightness, clipped=clipped)) / float(np.linalg.norm(weights))
 
 
 def _level(patches: Patches) -> float:

@@ -139,8 +139,11 @@ def expected_psnr(network: ScoreNetwork, model: noise.Model, pictures: Pictures)
     return -10 * math.log10(max(float(np.mean(errors)), 1e-9))
 
 
-def train_own(folder: Path, given: noise.Model | None, name: str, minutes: float, shipped: bool, out: Path, device: str) -> Path:
-    """Train on the noisy pictures of a folder; returns the path of the weights.
+def train_own(
+    folder: Path, given: noise.Model | None, name: str, minutes: float, shipped: bool, out: Path, device: str
+) -> tuple[Path, tuple[float, float]]:
+    """Train on the noisy pictures of a folder, their noise `given` or that of the model `name`, estimated, from the `shipped` weights
+    or fresh ones; returns the path of the weights, and the PSNR expected on the held-out pictures before and after.
 
     Raises InputError as `photos_of`, `common_noise` and training.train do.
     """
@@ -156,7 +159,7 @@ def train_own(folder: Path, given: noise.Model | None, name: str, minutes: float
     path = training.train(chosen, out, partial(OwnFeed, sets))
     after = expected_psnr(weights.load_weights(path), model, held_out)
     print(f"expected on the held-out pictures: {before:.2f} dB with the shipped weights, {after:.2f} dB with yours ({after - before:+.2f})")
-    return path
+    return path, (before, after)
 
 
 def _options() -> argparse.Namespace:
@@ -182,5 +185,5 @@ def main() -> None:
         return
     machine.require_device(options.device)
     given = estimation.told(options)
-    path = train_own(options.data, given, options.noise, options.minutes, options.start == "shipped", options.out, options.device)
+    path, _ = train_own(options.data, given, options.noise, options.minutes, options.start == "shipped", options.out, options.device)
     print(f"denoise with them: n2s denoise {options.data} --weights {path} --out FOLDER")

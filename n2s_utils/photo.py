@@ -17,6 +17,7 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from n2s_utils.cli import InputError
+from n2s_utils.estimation import LUMA
 
 MOST = 100e6  # pixels that are read at once
 logging.getLogger("tifffile").setLevel("CRITICAL")  # of damaged files: their one line is ours
@@ -203,7 +204,7 @@ def as_channels(picture: np.ndarray, channels: int) -> np.ndarray:
         return picture
     if channels == 3:
         return np.repeat(picture, 3, axis=2)
-    return picture @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    return (picture @ LUMA)[:, :, None].astype(np.float32)
 
 
 def suffix_of(path: Path) -> str:

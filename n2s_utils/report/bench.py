@@ -4,6 +4,7 @@ The parts, all but `verbs` by default:
 
     denoising  seconds per megapixel and peak memory of 0.4, 3 and 24 megapixels within the default memory, of 3 with more
     precision  what bf16 saves, and costs in dB; non-local means
+    photo      n2s denoise on an 8-bit file of 12 megapixels; non-local means, and BM3D where it is installed, on its first one
     training   crops per second in float32 and bf16 with every kind of kink
     verbs      minutes of `make report` and of `make test`, their environment built before
 
@@ -14,15 +15,20 @@ Ten minutes or so without the verbs; where bf16 is emulated it takes most of tha
 import argparse
 import resource
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from n2s_utils import cli, denoiser, machine
 from n2s_utils.datasets import load
@@ -102,6 +108,31 @@ def denoising_rows() -> Iterator[Row]:
         yield f"{work}, peak memory", peak, "MiB"
 
 
+def photo_rows() -> Iterator[Row]:
+    """The command from start to end, in a process of its own, on the sample photo repeated."""
+    _, clean = next(load("sample", ["astronaut"]))
+    y = realization(np.tile(clean, (6, 8, 1))[:3000, :4000], NOISE, "sample", "12 megapixels", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photo.png"
+        Image.fromarray((255 * y).round().clip(0, 255).astype(np.uint8)).save(path)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            seconds, peak = pool.submit(_denoise_file, path).result()
+    yield "n2s denoise, 12 megapixels, time", seconds, "seconds"
+    yield "n2s denoise, 12 megapixels, peak memory", peak, "MiB"
+    first = y[:1000, :1000]
+    yield "non-local means, time", seconds_of(partial(non_local_means, first, NOISE), 1), "seconds per megapixel"
+    if find_spec("bm3d"):
+        from bm3d import bm3d_rgb
+
+        yield "BM3D, time", seconds_of(partial(bm3d_rgb, first, NOISE.std), 1), "seconds per megapixel"
+
+
+def _denoise_file(path: Path) -> tuple[float, float]:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "n2s_utils", "denoise", path], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
 def precision_rows() -> Iterator[Row]:
     """What bf16 saves and costs on one photo."""
     name, clean = next(load("sample", ["astronaut"]))
@@ -122,7 +153,7 @@ def verb_rows() -> Iterator[Row]:
 
 
 # Memory first, while this process is small: the peak of a new process begins at the size of its parent.
-PARTS = {"denoising": denoising_rows, "precision": precision_rows, "training": training_rows, "verbs": verb_rows}
+PARTS = {"denoising": denoising_rows, "photo": photo_rows, "precision": precision_rows, "training": training_rows, "verbs": verb_rows}
 
 
 def main() -> None:
