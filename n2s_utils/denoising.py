@@ -7,9 +7,7 @@ an interruption: what is done already is left as it is.
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +66,10 @@ class Way:
             every, second = estimation.levels(source.picture, self.cut(source))
             if second > max(WHITE * every, QUIET):
                 guess = estimation.level_of_correlated(source.picture, self.cut(source))
+                advice = "" if self.given else f": expect most of it to stay, and try --sigma {guess:.0f}"
                 found.append(
-                    f"the noise is not white (every second pixel shows {second / every:.1f} times that of all): a JPEG, or a photo "
-                    f"enlarged, demosaiced or denoised before; expect most of it to stay, and try --sigma {guess:.0f}"
+                    f"the noise is not white (every second pixel shows {second / every:.1f} times that of all), as in a JPEG, or a photo "
+                    f"enlarged, demosaiced or denoised before{advice}"
                 )
         except InputError:
             pass  # too small to tell
@@ -78,21 +77,16 @@ class Way:
 
     def __call__(self, source: Photo, model: noise.Model) -> np.ndarray:
         """The posterior mean of a photo with that noise, (H, W, C)."""
-        network = _network(self.weights_for(source.picture), source.picture.shape[2], self.device)
+        loaded = denoiser.load(self.weights_for(source.picture), model, source.picture.shape[2], self.device)
         precision = machine.precision_of("auto", self.device)
-        output = Denoiser(network, model, self.memory, precision)(source.picture)
+        output = Denoiser(loaded.network, model, self.memory, precision)(source.picture)
         if self.cut(source):
             for row in output:  # the table's own numbers are float64, too large for all at once
                 row[:] = unclipped(row, model)
         return output
 
 
-@cache
-def _network(path: Path, channels: int, device: str):
-    return machine.placed(weights.load_weights(path, channels), device, "fp32")
-
-
-def denoise_one(job: Job, way: Way, force: bool = False, say: Callable[[str], None] = print) -> bool:
+def denoise_one(job: Job, way: Way, force: bool = False) -> bool:
     """Denoise one picture file; False where the result is there already, from the same input, weights and noise.
 
     Raises InputError for a picture that cannot be denoised, and for a result that would replace what is not ours, unless `force`.
@@ -113,7 +107,7 @@ def denoise_one(job: Job, way: Way, force: bool = False, say: Callable[[str], No
     model = way.noise_of(source)
     lines = [*source.notes, *(f"warning: {line}" for line in way.warnings(source, model))]
     for line in [f"{'noise given' if way.given else 'estimated'}: {_words(model)}", *lines]:
-        say(f"  {line}")
+        print(f"  {line}", flush=True)
     output = way(source, model)
     with atomic_write(job.output) as temporary:
         photo.write(source, output, temporary)

@@ -104,6 +104,8 @@ def _other(content: bytes) -> tuple[np.ndarray, Photo]:
         raise InputError(f"{name} of mode {image.mode}{rest or ''}: not read here; convert it to grey or RGB of 8 or 16 bits")
     if image.mode in ("1", "P", "PA") or (image.mode == "L" and ";" in str(raw)):
         notes.append(f"{'a palette' if 'P' in image.mode else 'less than 8 bits'}: written with 8 bits a channel")
+    if name == "AVIF":
+        notes.append("read and written with 8 bits a channel, if it has more")
     if lost := [str(key) for key in image.info if key not in INFO]:
         notes.append(f"not carried: {', '.join(sorted(lost))}"[:200])
     carried = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
