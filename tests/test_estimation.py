@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BENCHMARKS_PRESENT
+from scipy.ndimage import gaussian_filter
 
 from n2s_utils import datasets, estimation, noise
 from n2s_utils.cli import InputError
@@ -95,3 +96,37 @@ def test_the_recorded_estimates_are_repeated_and_near_the_truth(dataset, median,
     [(name, clean)] = datasets.load(dataset, [Path(datasets.image_set(dataset).files[0]).stem])
     found = estimation.estimate(noise.realization(clean, model, dataset, name, 0), model.name)
     assert found.parameter == pytest.approx(rows.estimate[name], rel=1e-3)
+
+
+def _photo(count=3):
+    """Smooth colour with some texture, in [0, 1], dark and bright parts among it."""
+    field = gaussian_filter(np.random.default_rng(0).standard_normal((192, 192, count)), 6, axes=(0, 1))
+    return (0.5 + 0.3 * field / field.std()).clip(0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("sigma", [15.0, 25.0, 50.0])
+def test_patches_that_touch_black_or_white_are_left_out_where_noise_is_clipped(sigma):
+    y = noise.realization(_photo(), noise.Gaussian(sigma), "s", "a", 0).clip(0, 1)
+    told, untold = (estimation.estimate(y, "gaussian", clipped).sigma for clipped in (True, False))
+    assert told == pytest.approx(sigma, rel=0.09) and untold < told
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_white_noise_shows_on_every_grid_and_shared_noise_on_the_coarser_one(channels):
+    x = 0.5 + 0.2 * (_photo(channels) - 0.5)
+    y = noise.realization(x, noise.Gaussian(20.0), "s", "a", 0)
+    every, second = estimation.levels(y)
+    assert every == pytest.approx(20, rel=0.06) and second == pytest.approx(every, rel=0.1)
+    blurred = gaussian_filter(y, 0.6, axes=(0, 1))
+    every, second = estimation.levels(blurred)
+    assert second > 1.4 * every
+    shared = 255 * np.std(blurred - x)
+    assert 0.7 * shared < estimation.level_of_correlated(blurred) < 1.1 * shared
+
+
+def test_several_pictures_of_one_noise_are_estimated_together():
+    pictures = [noise.realization(_photo(1)[:40, k * 40 : k * 40 + 40], noise.Gaussian(20.0), "s", str(k), 0) for k in range(4)]
+    assert estimation.estimate_common(pictures, "gaussian").sigma == pytest.approx(20, rel=0.08)
+    parts = [picture[:20, :20] for picture in pictures]  # too small each, and enough together only with more
+    with pytest.raises(InputError, match="20x20 and 20x20 and 20x20: too small"):
+        estimation.estimate_common(parts, "gaussian")

@@ -171,3 +171,10 @@ def test_placing_a_model_sets_its_layout():
     model = machine.placed(Architecture().build(3), "cpu", "bf16")
     assert model.network.bottom[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert isinstance(model, type(Architecture().build(3)))
+
+
+def test_compiling_without_a_compiler_is_one_line(monkeypatch, refused):
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    with refused("compile = true", "C++ compiler"):
+        machine.Machine(compile=True)
+    assert machine.Machine(compile=False)
