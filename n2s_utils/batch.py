@@ -1,6 +1,7 @@
 """Many pictures, each by itself: which files to take, where each result goes, and the record of what was done."""
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from n2s_utils.cli import InputError
-from n2s_utils.files import atomic_write, sha256
+from n2s_utils.files import sha256
 from n2s_utils.photo import SUFFIXES, suffix_of
 
 RECORD = "denoised.csv"  # in each folder of results
@@ -30,23 +31,23 @@ def pictures_of(paths: Iterable[Path]) -> tuple[list[Path], dict[str, int]]:
     A file that is named itself is never left out. Raises InputError where nothing is left.
     """
     paths = list(paths)
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # by where they really are, so that none is taken twice
     left_out: Counter[str] = Counter()
     for path in paths:
         if not path.is_dir():
-            files.append(path)
+            files.setdefault(path.resolve(), path)
             continue
-        results = {row["output"] for row in Record(path).rows}
+        results = {row["output"] for row in Record(path).rows_if_ours}
         for entry in sorted(path.iterdir()):
             reason = "results of an earlier run" if shown(entry) in results else _no_picture(entry)
             if not reason:
-                files.append(entry)
+                files.setdefault(entry.absolute() if entry.is_symlink() else entry.resolve(), entry)
             elif entry.name != RECORD:
                 left_out[reason] += 1
     if not files:
         why = f" ({'; '.join(f'{count} {reason}' for reason, count in left_out.items())})" if left_out else ""
         raise InputError(f"{', '.join(map(str, paths))}: no picture there{why}; give files or folders with {' '.join(SUFFIXES)}")
-    return files, dict(left_out)
+    return list(files.values()), dict(left_out)
 
 
 def _no_picture(entry: Path) -> str:
@@ -81,6 +82,10 @@ def plan(files: list[Path], out: Path | None, suffix: str = "") -> list[Job]:
         if os.path.exists(output) and ((status := output.stat()).st_dev, status.st_ino) in inputs:
             raise InputError(f"{output}: the result for {file} would replace an input; give another folder to --out")
         jobs.append(Job(file, output))
+    for folder in {job.output.parent for job in jobs}:
+        there = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"{folder}: no folder that can be written to; give another one")
     return jobs
 
 
@@ -103,15 +108,28 @@ class Record:
             rows, columns = [], None
         if columns != COLUMNS:
             raise InputError(f"{self.path}: not a record of ours; move it away, or give another folder to --out")
-        return rows
+        return [row for row in rows if row["output"] != "output" and None not in row.values()]
+
+    @property
+    def rows_if_ours(self) -> list[dict[str, str]]:
+        """The rows so far; none where the file is not ours."""
+        try:
+            return self.rows
+        except InputError:
+            return []
 
     def add(self, row: dict[str, str]) -> None:
-        """Keep one row more."""
-        rows = [*self.rows, row]
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        """Keep one row more, appended at once: processes that share a folder lose none of each other's."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        with open(self.path, "ab") as file:
+            if file.tell() == 0:
+                writer.writeheader()
+            elif not self.path.read_bytes().endswith(b"\n"):
+                text.write("\n")  # a row that a full disk cut off ends here
+            writer.writerow(row)
+            file.write(text.getvalue().encode())
 
     def of(self, output: Path) -> list[dict[str, str]]:
         """The rows that made what is at `output` now; none where there is nothing, or something that is not ours."""

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import signal
 import sys
@@ -25,12 +26,13 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
     A reader that went away (`| head`) is no error of ours: silence and 141, as of a command that SIGPIPE ended. Characters that
     the terminal or log cannot show are escaped.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
     status = 0
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except InputError as error:
         status = _complain(error)
     except KeyboardInterrupt as interrupt:
@@ -40,16 +42,18 @@ def run(main: Callable[[], None], leave: Callable[[int], NoReturn] = sys.exit) -
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain, at its end
         status = 141
     except OSError as error:
-        if error.filename is None:
-            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
+            raise
         remedy = "disk full; nothing half-written is left, free space and run again"
-        status = _complain(f"{error.filename}: " + (remedy if full else f"{error.strerror}; check the path and its permissions"))
+        status = _complain(
+            f"{error.filename or 'output'}: " + (remedy if full else f"{error.strerror}; check the path and its permissions")
+        )
     leave(status)
 
 
 def _complain(message: object) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", str(message).replace("\n", "\\n"), file=sys.stderr)
     return 2
 
 
@@ -86,6 +90,14 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+
+
+def positive(text: str) -> float:
+    """An argument that is a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return value
 
 
 def path(text: str) -> Path:

@@ -126,13 +126,13 @@ def denoise_all(jobs: list[Job], way: Way, force: bool = False) -> None:
     """Denoise every picture, each by itself; raises InputError at the end that names those that could not be."""
     failed, done, began = [], 0, time.monotonic()
     for number, job in enumerate(jobs, 1):
-        print(f"[{number}/{len(jobs)}] {job.input}", flush=True)
+        print(f"[{number}/{len(jobs)}] {job.input.parent / batch.shown(job.input)}", flush=True)
         start = time.monotonic()
         try:
             new = denoise_one(job, way, force)
-        except (InputError, OSError) as error:
-            failed.append(job.input.name)
-            print(f"  error: {error}", flush=True)
+        except (InputError, OSError, MemoryError) as error:
+            failed.append(batch.shown(job.input))
+            print(f"  error: {error or 'out of memory; end other programs, or cut the picture into parts'}", flush=True)
             continue
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{done} pictures are done; the same command goes on from there") from None
@@ -153,7 +153,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clipped", choices=("auto", "yes", "no"), default="auto", help="were values cut off at black and white?")
     parser.add_argument("--weights", type=cli.path, metavar="FILE", help="your own (default: the shipped ones for every noise)")
     parser.add_argument("--force", action="store_true", help="replace results that exist")
-    parser.add_argument("--memory", type=float, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures")
+    parser.add_argument("--memory", type=cli.positive, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 

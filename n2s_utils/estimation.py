@@ -68,7 +68,7 @@ class Patches:
         for _ in range(ROUNDS):
             kept = within <= max(flat * result, np.partition(within, LEAST // 2)[LEAST // 2])
             before, result = result, _least_eigenvalues(values[kept])
-            if abs(result / before - 1) < 1e-3:
+            if abs(result - before) <= 1e-3 * before:
                 break
         return result
 
@@ -192,7 +192,7 @@ def _unevenness(patches: Patches, model: noise.Model) -> float:
     """How far the noise of a picture is from that of the model at some brightness: the deviation, over bins of brightness, of the
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
     variance = np.maximum(model.variance(patches.mean), 1e-6)
-    return float(np.std([np.log(patches.noise_variance(variance, part)) for part in patches.bins()]))
+    return float(np.std([np.log(max(patches.noise_variance(variance, part), 1e-12)) for part in patches.bins()]))
 
 
 def levels(y: np.ndarray, clipped: bool = False) -> tuple[float, float]:

@@ -192,12 +192,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the added noise (default 0)")
     parser.add_argument("--csv", type=cli.path, help="where to write the rows (default build/evaluation/FOLDER-WEIGHTS-NOISE.csv)")
     parser.add_argument("--pictures", type=cli.path, help="folder to write the denoised pictures to")
+    parser.add_argument("--force", action="store_true", help="replace pictures that exist there")
     average = parser.add_mutually_exclusive_group()
     average.add_argument("--recorruptions", type=int, metavar="J", help="average over J recorrupted inputs")
     average.add_argument("--x8", action="store_true", help="average over the eight flips and turns")
     parser.add_argument("--s-a", type=float, default=0.3, help="of the recorruptions, in units of the noise (default 0.3)")
     parser.add_argument(
-        "--memory", type=float, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures (default 1.5)"
+        "--memory", type=cli.positive, default=denoiser.MEMORY, metavar="GB", help="larger is faster on large pictures (default 1.5)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
@@ -225,30 +226,59 @@ def main() -> None:
     if model is None:
         raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together")
     files, _ = batch.pictures_of([options.data])
-    jobs = batch.plan(files, options.pictures, ".png")
+    jobs = _plan(files, options.pictures, options.force)
     single, denoise, suffix = _way_of(options, model)
-    dataset, method, origin = options.data.resolve().stem, method_of(options.weights) + suffix, origin_of(options.weights)
-    default = BUILD / "evaluation" / f"{dataset}-{options.weights.stem}{suffix}-{model.label}.csv"
-    rows: list[dict[str, Any]] = []
+    dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
+    name = f"{dataset}-{options.weights.stem}{suffix}-{model.label}-seed{options.seed}.csv"
+    path = options.csv or BUILD / "evaluation" / name
+    kept = read_rows([path]).to_dict("records")  # of an earlier run: what is measured already is not measured again
+    rows: list[dict[Any, Any]] = []
     failed: list[str] = []
     for job in jobs:
-        name = job.input.stem
         try:
-            source = photo.read(job.input)
-            picture = photo.as_channels(source.picture, single.network.channels)
-            output = denoise(noise.realization(picture, model, dataset, name, options.seed))
-            if options.pictures:
-                write_picture(output, job.output)
-        except InputError as error:
+            of = measurement(dataset, job.input.stem, method, model, options.seed, origin) | {"image_sha256": sha256(job.input)}
+            row, *_ = *(old for old in kept if of.items() <= old.items()), None
+            if row is None or (options.pictures and not job.output.exists()):
+                row = _measured(job, of, single.network.channels, model, denoise, bool(options.pictures))
+                kept = [old for old in kept if not of.items() <= old.items()] + [row]
+                write_rows(kept, path)
+        except (InputError, OSError) as error:
             failed.append(str(error))
             continue
-        rows.append(result_row(measurement(dataset, name, method, model, options.seed, origin), picture, output))
-        table = write_rows(rows, options.csv or default)
-        print(f"{name}: PSNR {rows[-1]['psnr']:.2f} dB, SSIM {rows[-1]['ssim']:.4f}", *source.notes, sep="; ", flush=True)
+        rows.append(row)
+        print(f"{job.input.stem}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}", flush=True)
     if rows:
-        print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}; rows in {options.csv or default}")
+        table = pd.DataFrame(rows)
+        print(f"mean of {len(table)}: PSNR {table.psnr.mean():.2f} dB, SSIM {table.ssim.mean():.4f}; rows in {path}")
     if failed:
         raise InputError(f"{len(failed)} of {len(jobs)} pictures could not be measured: {'; '.join(failed)}")
+
+
+def _plan(files: list[Path], pictures: Path | None, force: bool) -> list[batch.Job]:
+    """Where each denoised picture goes, if anywhere; raises InputError for two of one name, and for one that exists, unless `force`."""
+    for file in files:
+        if [other.stem for other in files].count(file.stem) > 1:
+            raise InputError(f"{file}: another picture has the same name but for the suffix; rename one")
+    if not pictures:
+        return [batch.Job(file, file) for file in files]
+    jobs = batch.plan(files, pictures, ".png")
+    if (existing := [job.output for job in jobs if job.output.exists()]) and not force:
+        raise InputError(f"{existing[0]}: exists; give --force to replace it, or another --pictures")
+    return jobs
+
+
+def _measured(job: batch.Job, of: dict[str, Any], channels: int, model: noise.Model, denoise: Denoise, write: bool) -> dict[str, Any]:
+    """The row of one picture file, which is denoised, and written if asked for."""
+    source = photo.read(job.input)
+    if source.picture.shape[2] != channels:
+        print(f"{job.input.name}: treated as {'grey' if channels == 1 else 'colour'}, as the weights are", flush=True)
+    for note in source.notes:
+        print(f"{job.input.name}: {note}", flush=True)
+    picture = photo.as_channels(source.picture, channels)
+    output = denoise(noise.realization(picture, model, of["dataset"], of["image"], of["seed"]))
+    if write:
+        write_picture(output, job.output)
+    return result_row(of, picture, output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import math
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from n2s_utils.optimisation import Optimisation
 from n2s_utils.photo import Photo
 
 Pictures = dict[str, np.ndarray]
+MINUTES = 20.0
 STEP = 0.05  # of the derivative, in deviations of the noise
 
 
@@ -56,6 +58,8 @@ def photos_of(folder: Path) -> dict[str, Photo]:
     for path in files:
         try:
             photos[batch.shown(path)] = photo.read(path)
+            for note in photos[batch.shown(path)].notes:
+                print(f"{batch.shown(path)}: {note}", flush=True)
         except InputError as error:
             print(f"left out: {error}", flush=True)
     for reason, count in left_out.items():
@@ -65,11 +69,17 @@ def photos_of(folder: Path) -> dict[str, Photo]:
     colour = [name for name, source in photos.items() if source.picture.shape[2] == 3]
     if 0 < len(colour) < len(photos):
         raise InputError(f"{folder}: {len(colour)} pictures are in colour ({colour[0]}), the others grey; train on one kind at a time")
-    return photos
+    white = {kind: max(s.white for s in photos.values() if s.dtype == kind) for kind in {s.dtype for s in photos.values()}}
+    return {name: _in_units_of(white[source.dtype], source) for name, source in photos.items()}
+
+
+def _in_units_of(white: float, source: Photo) -> Photo:
+    """The photo with the white of its whole series, whose darkest pictures do not tell it."""
+    return replace(source, picture=source.picture * np.float32(source.white / white), white=white)
 
 
 def common_noise(photos: dict[str, Photo], name: str) -> noise.Model:
-    """The noise of a folder, its model known, from the patches of all pictures together; says how far each differs by itself.
+    """The noise of a folder, its model known, from the patches of all pictures together; printed.
 
     Raises InputError as estimation.estimate does.
     """
@@ -167,10 +177,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("config", nargs="?", help="TOML file, such as those of data/weights")
     parser.add_argument("changes", nargs="*", metavar="TABLE.KEY=VALUE", help="replace a field of it, e.g. machine.device=cuda minutes=9")
     parser.add_argument("--data", type=cli.path, metavar="FOLDER", help="noisy pictures of your own, in place of a configuration")
-    parser.add_argument("--noise", choices=list(estimation.ESTIMATORS), default="gaussian", help="its model, the parameter to be estimated")
+    parser.add_argument("--noise", choices=list(estimation.ESTIMATORS), help="its model, the parameter to be estimated (default gaussian)")
     estimation.add_arguments(parser)
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training (default 20)")
-    parser.add_argument("--from", dest="start", choices=("shipped", "scratch"), default="shipped", help="the first weights")
+    parser.add_argument("--minutes", type=cli.positive, help=f"of training (default {MINUTES:g})")
+    parser.add_argument("--from", dest="start", choices=("shipped", "scratch"), help="the first weights (default shipped)")
     parser.add_argument("--out", type=cli.path, default=training.RUNS, metavar="FOLDER", help="of the runs (default build/runs)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_intermixed_args()
@@ -180,10 +190,16 @@ def main() -> None:
     options = _options()
     if bool(options.config) == bool(options.data):
         raise InputError("n2s train: give a configuration, or --data with a folder of noisy pictures")
+    given = estimation.told(options)
+    own = {"--noise": options.noise, "--minutes": options.minutes, "--from": options.start, "a parameter of the noise": given}
+    if options.config and (extra := [name for name, value in own.items() if value is not None]):
+        raise InputError(f"{extra[0]}: for --data; a configuration says it itself, or give a change such as optimisation.minutes=9")
+    if given and options.noise:
+        raise InputError(f"--noise {options.noise}: estimates the parameter that you give; leave out one of the two")
     if options.config:
         training.train_configuration(options.config, options.changes, options.out)
         return
     machine.require_device(options.device)
-    given = estimation.told(options)
-    path, _ = train_own(options.data, given, options.noise, options.minutes, options.start == "shipped", options.out, options.device)
+    minutes, shipped = options.minutes or MINUTES, options.start != "scratch"
+    path, _ = train_own(options.data, given, options.noise or "gaussian", minutes, shipped, options.out, options.device)
     print(f"denoise with them: n2s denoise {options.data} --weights {path} --out FOLDER")

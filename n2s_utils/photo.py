@@ -14,7 +14,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from n2s_utils.cli import InputError
 from n2s_utils.estimation import LUMA
@@ -42,8 +42,10 @@ INFO = (
     *("compression", "version", "extension", "mp", "mpoffset", "scale"),
 )
 # Tags of TIFF of which the same holds.
-TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284, 296, 305, 306, 317, 322, 323, 324, 325}
+TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 281, 282, 283, 284, 296, 305, 306, 317, 322, 323, 324, 325}
 TAGS |= {338, 339, 34675}
+# Chunks of a PNG and segments of a JPEG that say nothing more, or that Pillow tells of by name.
+SEGMENTS = {*"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP pHYs eXIf tEXt zTXt iTXt tIME bKGD hIST APP0 APP1 APP2 APP14 COM".split()}
 # Orientation -> how the stored rows and columns are turned upright: transposed first, then flipped down, then across.
 UPRIGHT = {1: "", 2: "a", 3: "da", 4: "d", 5: "t", 6: "ta", 7: "tda", 8: "td"}
 
@@ -75,8 +77,8 @@ def read(path: str | Path) -> Photo:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of an image")
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oddities that Pillow gets over
             reader = _tiff if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _other
@@ -84,6 +86,8 @@ def read(path: str | Path) -> Photo:
             return _finished(pixels, photo)
     except InputError as refusal:
         raise InputError(f"{path}: {refusal}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: no image of a kind that is read here ({' '.join(sorted(SUFFIXES))}); convert it, or remove it") from None
     except Exception as error:  # decoders raise whatever a damaged file makes them
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: not a readable image ({reason}); replace or remove it") from None
@@ -98,15 +102,17 @@ def _other(content: bytes) -> tuple[np.ndarray, Photo]:
     elif frames > 1:
         raise InputError(f"an animation of {frames} frames; save the frame that you want as a file of its own")
     raw = image.tile[0].args if image.tile else ""
+    image.load()  # what stands after the pixels is known from here on
     raw, *rest = raw if isinstance(raw, tuple) else (raw,)
     deep = ";16" in str(raw)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "I", "F") or (deep and name != "PNG") or (name == "PPM" and rest not in ([], [255])):
         raise InputError(f"{name} of mode {image.mode}{rest or ''}: not read here; convert it to grey or RGB of 8 or 16 bits")
-    if image.mode in ("1", "P", "PA") or (image.mode == "L" and ";" in str(raw)):
+    if image.mode in ("1", "P") or (";" in str(raw) and not deep):
         notes.append(f"{'a palette' if 'P' in image.mode else 'less than 8 bits'}: written with 8 bits a channel")
     if name == "AVIF":
         notes.append("read and written with 8 bits a channel, if it has more")
-    if lost := [str(key) for key in image.info if key not in INFO]:
+    segments = _chunks(content) if name == "PNG" else {kind for kind, _ in getattr(image, "applist", ())}
+    if lost := (segments - SEGMENTS) | {str(key) for key in image.info} - {*INFO}:
         notes.append(f"not carried: {', '.join(sorted(lost))}"[:200])
     carried = {key: image.info[key] for key in ("dpi", "icc_profile") if image.info.get(key)}
     exif = image.getexif()
@@ -124,12 +130,22 @@ def _other(content: bytes) -> tuple[np.ndarray, Photo]:
     return _upright(pixels, orientation, carried), Photo(pixels, 1, pixels.dtype, 1, WRITTEN_AS.get(name, name), carried, tuple(notes))
 
 
+def _chunks(content: bytes) -> set[str]:
+    """The kinds of the chunks of a PNG."""
+    kinds, place = set(), 8
+    while place + 8 <= len(content):
+        kinds.add(content[place + 4 : place + 8].decode("latin-1"))
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    return kinds
+
+
 def _tiff(content: bytes) -> tuple[np.ndarray, Photo]:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages: Any = file.pages
-        page, *others = [page for page in pages if not page.is_reduced]
-        if others or page.axes not in ("YX", "YXS", "SYX") or file.series[0].shape != page.shape:
-            raise InputError(f"a stack of {len(others) + 1} pages, {page.axes}; save each picture as a file of its own")
+        page, *others = [page for page in pages if not page.is_reduced] or [pages[0]]
+        stacked = [length for length in file.series[0].shape if length > 1] != [length for length in page.shape if length > 1]
+        if others or page.axes not in ("YX", "YXS", "SYX") or (stacked and len(pages) == 1):
+            raise InputError(f"a stack of {max(len(others) + 1, len(pages))} pages, {page.axes}; save each picture as a file of its own")
         _require_size(page.imagewidth, page.imagelength)
         kind, bits = page.photometric.name, page.bitspersample
         if kind not in ("MINISBLACK", "RGB") or bits not in (8, 16, 32, 64) or page.dtype.kind not in "uf" or page.dtype in ("u4", "u8"):
@@ -139,7 +155,8 @@ def _tiff(content: bytes) -> tuple[np.ndarray, Photo]:
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, 2)
         tags = page.tags
-        lost = [tag.name for tag in tags if tag.code not in TAGS and not (tag.code == 270 and str(tag.value).startswith('{"shape"'))]
+        lost = ["smaller copies"] * (len(pages) > 1)
+        lost += [tag.name for tag in tags if tag.code not in TAGS and not (tag.code == 270 and str(tag.value).startswith('{"shape"'))]
         carried = {
             "planarconfig": page.planarconfig.name if page.axes == "SYX" else None,
             "compression": None if page.compression == 1 else "zlib",
@@ -147,9 +164,14 @@ def _tiff(content: bytes) -> tuple[np.ndarray, Photo]:
             "resolution": page.resolution if 282 in tags else None,
             "resolutionunit": tags.valueof(296) if 282 in tags else None,
         }
+        white = tags.valueof(281) if pixels.dtype == "u2" and np.isscalar(tags.valueof(281)) else 0
+        white = float(white if 0 < white < 65535 else 0)  # which many write whatever the values are
+        if white:
+            carried["extratags"] = [(281, 3, 1, int(white), True)]
+        if page.extrasamples:
+            carried["extrasamples"] = [value.name for value in page.extrasamples]
         notes = (f"not carried: {', '.join(lost)}"[:200],) if lost else ()
-        white = float(tags.valueof(281) or 0) if pixels.dtype == "u2" and np.isscalar(tags.valueof(281)) else 0
-        orientation = int(tags.valueof(274) or 1)
+        orientation = tags.valueof(274)
         return _upright(pixels, orientation, carried), Photo(pixels, white, pixels.dtype, 1, "TIFF", carried, notes)
 
 
@@ -158,9 +180,10 @@ def _require_size(width: int, height: int) -> None:
         raise InputError(f"{width * height / 1e6:.0f} megapixels; at most {MOST / 1e6:.0f} are read at once: cut it into parts")
 
 
-def _upright(pixels: np.ndarray, orientation: int, carried: dict[str, Any]) -> np.ndarray:
+def _upright(pixels: np.ndarray, orientation: Any, carried: dict[str, Any]) -> np.ndarray:
     """The pixels (H, W) or (H, W, C), turned as the file asks them to be shown; a resolution turns with them."""
-    for step in UPRIGHT.get(orientation, ""):
+    orientation = orientation if orientation in range(1, 9) else 1
+    for step in UPRIGHT[orientation]:
         pixels = pixels.swapaxes(0, 1) if step == "t" else np.flip(pixels, "da".index(step))
     for key in ("dpi", "resolution"):
         if orientation >= 5 and carried.get(key):
@@ -215,7 +238,19 @@ def suffix_of(path: Path) -> str:
 
 
 def write(photo: Photo, picture: np.ndarray, path: str | Path) -> None:
-    """Write a picture (H, W, C) as the file of `photo` was: format, bits, planes, and what is carried. For use in `atomic_write`."""
+    """Write a picture (H, W, C) as the file of `photo` was: format, bits, planes, and what is carried. For use in `atomic_write`.
+
+    Raises InputError where the format cannot hold what is carried.
+    """
+    try:
+        _write(photo, picture, Path(path))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of an encoder
+        raise InputError(f"not written as {photo.format} ({' '.join(str(error).split())[:200]}); convert the input") from None
+
+
+def _write(photo: Photo, picture: np.ndarray, path: Path) -> None:
     values = picture * np.float32(photo.white)
     if photo.clipped:
         np.rint(values, out=values).clip(0, photo.white, out=values)  # in place: a photo of 12 megapixels takes 144 MB
@@ -228,12 +263,11 @@ def write(photo: Photo, picture: np.ndarray, path: str | Path) -> None:
     values = np.ascontiguousarray(values[:, :, 0] if values.shape[2] == 1 else values)
     if photo.format == "TIFF":
         kind = "minisblack" if photo.planes < 3 else "rgb"
-        extra = ["unassalpha"] if photo.planes in (2, 4) else None
         if photo.carried["planarconfig"]:
             values = np.ascontiguousarray(np.moveaxis(values, 2, 0))
-        tifffile.imwrite(path, values, photometric=kind, extrasamples=extra, metadata=None, **photo.carried)
+        tifffile.imwrite(path, values, photometric=kind, metadata=None, **photo.carried)
     elif photo.dtype == np.uint16:
-        Path(path).write_bytes(_png_of_16_bits(values, photo.carried))
+        path.write_bytes(_png_of_16_bits(values, photo.carried))
     else:
         settings = SETTINGS.get(photo.format, {}) | photo.carried
         Image.fromarray(values).save(path, photo.format, **settings)

@@ -6,7 +6,7 @@ interruption and it resumes to the same weights. On several GPUs, or processes:
 
     torchrun --nproc-per-node N -m n2s_utils.training CONFIG
 
-Needs only torch, numpy, pillow, safetensors and tqdm.
+Needs only torch (which brings filelock), numpy, pillow, safetensors and tqdm.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """One-line errors, progress lines, and files that are whole or absent."""
 
+import argparse
 import errno
 import os
 import subprocess
@@ -165,3 +166,26 @@ def test_what_the_terminal_cannot_show_is_escaped():
     command = "from n2s_utils import cli; cli.run(lambda: print('caf\\u00e9 \\udcff'))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stdout == b"caf\\xe9 \\udcff\n"
+
+
+def test_output_that_is_closed_or_full_is_no_traceback():
+    command = [sys.executable, "-c", "from n2s_utils import cli; cli.run(lambda: print('line'))"]
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True)
+    assert closed.returncode == 0 and closed.stderr == ""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (2, 120) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf"])
+def test_a_number_that_must_be_positive(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
+        cli.positive(text)
+    assert cli.positive("2.5") == 2.5
+
+
+def test_an_error_is_one_line_whatever_it_names(capsys):
+    code, output = _run(_raiser(InputError("a\nb.png: no such file")), capsys)
+    assert code == 2 and output.err == "error: a\\nb.png: no such file\n"

@@ -231,7 +231,46 @@ def test_rows_go_by_default_where_folder_weights_and_noise_tell_them_apart(weigh
         monkeypatch.setattr(sys, "argv", ["evaluation", "--weights", str(weights), "--data", str(folder), "--sigma", sigma])
         evaluation.main()
     names = sorted(path.name for path in (tmp_path / "evaluation").iterdir())
-    assert names == ["in-grey-gaussian25.csv", "in-grey-gaussian50.csv"]
+    assert names == ["in-grey-gaussian25-seed0.csv", "in-grey-gaussian50-seed0.csv"]
+
+
+def test_the_same_command_measures_only_what_is_not_measured_yet(weights, folder, tmp_path, monkeypatch, capsys):
+    def run(*options):
+        arguments = ["evaluation", "--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", *options]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        evaluation.main()
+        return pd.read_csv(tmp_path / "rows.csv")
+
+    calls, real = [], evaluation.result_row
+    monkeypatch.setattr(evaluation, "result_row", lambda *arguments: calls.append(arguments) or real(*arguments))
+    first = run()
+    pd.testing.assert_frame_equal(run(), first)
+    assert len(calls) == 2
+    Image.fromarray(np.full((40, 50), 90, np.uint8)).save(folder / "a.png")  # another picture under the old name
+    third = run()
+    assert len(calls) == 3 and len(third) == 3 and set(third.image_sha256) > set(first.image_sha256)
+    run("--seed", 1)
+    assert len(calls) == 5 and len(pd.read_csv(tmp_path / "rows.csv")) == 5
+
+
+def test_pictures_that_exist_are_replaced_only_by_force(weights, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"the only copy")
+    arguments = ("--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", "--pictures", tmp_path / "out")
+    done = command(*arguments)
+    assert done.returncode == 2 and "a.png: exists; give --force" in done.stderr
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"the only copy" and not (tmp_path / "rows.csv").exists()
+    assert command(*arguments, "--force").returncode == 0 and Image.open(tmp_path / "out" / "a.png").size == (50, 40)
+
+
+def test_a_colour_picture_for_grey_weights_is_said_to_become_grey(weights, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.bmp")
+    arguments = ("--weights", weights, "--sigma", 25, "--csv", tmp_path / "rows.csv")
+    done = command(*arguments, "--data", tmp_path / "a.png")
+    assert done.returncode == 0 and "a.png: treated as grey, as the weights are" in done.stdout
+    done = command(*arguments, "--data", tmp_path)
+    assert done.returncode == 2 and "has the same name but for the suffix" in done.stderr
 
 
 def test_weights_without_their_record_are_refused(weights, refused):
@@ -309,10 +348,10 @@ def test_command_averages(weights, tmp_path, monkeypatch):
     folder.mkdir()
     Image.fromarray(np.full((16, 20), 128, np.uint8)).save(folder / "a.png")
     for options, suffix in ((("--x8",), "-x8"), (("--recorruptions", "2"), "-recorrupted")):
-        arguments = ["evaluation", "--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", *options]
+        arguments = ["evaluation", "--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / f"rows{suffix}.csv", *options]
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
         evaluation.main()
-        assert set(pd.read_csv(tmp_path / "rows.csv").method) == {"noise2score" + suffix}
+        assert set(pd.read_csv(tmp_path / f"rows{suffix}.csv").method) == {"noise2score" + suffix}
 
 
 def test_an_unknown_parameter_is_estimated_from_the_noisy_picture_alone():

@@ -114,9 +114,19 @@ def test_what_cannot_be_learned_from_is_one_line(folder, tmp_path, run, few_step
     save(folder / "colour.png", clean_pictures(1, channels=3)[0])
     assert "colour.png" in refusal("--data", folder) and "give a configuration, or --data" in refusal()
     assert "give a configuration, or --data" in refusal("a.toml", "--data", folder)
+    assert "--minutes: for --data" in refusal("a.toml", "--minutes", 5)
+    assert "leave out one of the two" in refusal("--data", folder, "--noise", "poisson", "--sigma", 20)
     for path in single.iterdir():
         Image.fromarray(np.full((64, 64), 128, np.uint8)).save(path)
     assert "one value alone" in refusal("--data", single)
+
+
+def test_a_series_of_16_bits_has_one_white(tmp_path):
+    for number, top in enumerate((900, 4000)):
+        Image.fromarray(np.linspace(0, top, 40 * 40).astype(np.uint16).reshape(40, 40)).save(tmp_path / f"{number}.png")
+    dark, bright = own_training.photos_of(tmp_path).values()
+    assert dark.white == bright.white == 4095
+    assert dark.picture.max() == pytest.approx(900 / 4095) and bright.picture.max() == pytest.approx(4000 / 4095)
 
 
 def test_held_out_pictures_follow_from_names_alone(folder):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -116,7 +117,9 @@ def test_a_file_of_12_bits_is_said_to_be_one(tmp_path):
     source = photo.read(tmp_path / "a.tif")
     assert source.white == 4095 and any("white is taken to be 4095" in note for note in source.notes)
     tifffile.imwrite(tmp_path / "told.tif", np.uint16(GREY) * 3, extratags=[(281, 3, 1, 1000, True)])
-    assert photo.read(tmp_path / "told.tif").white == 1000  # the file's own MaxSampleValue
+    told = photo.read(tmp_path / "told.tif")
+    photo.write(told, told.picture, tmp_path / "again.tif")
+    assert told.white == photo.read(tmp_path / "again.tif").white == 1000  # the file's own MaxSampleValue
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -141,7 +144,7 @@ def test_a_photo_stored_on_its_side_comes_out_upright(tmp_path, kind, orientatio
     source = photo.read(path)
     assert np.abs(source.picture - upright / 255).mean() < (0.02 if kind == "JPEG" else 1e-6)
     photo.write(source, source.picture, after)
-    with Image.open(after) if kind != "deep PNG" else Image.open(after) as written:
+    with Image.open(after) as written:
         assert written.size == upright.shape[1::-1] and written.getexif().get(0x0112, 1) == 1
         if kind in ("JPEG", "PNG", "deep PNG", "WEBP"):
             assert written.getexif()[0x010F] == "maker"
@@ -157,7 +160,6 @@ def test_profile_and_resolution_are_carried(tmp_path, kind):
     else:
         Image.fromarray(COLOUR).save(path, icc_profile=PROFILE, dpi=(300, 300))
     if kind == "deep PNG":
-        source = photo.read(path)
         pixels = imagecodecs.png_encode(DEEP)
         small = path.read_bytes()
         path.write_bytes(pixels[:33] + small[33 : small.index(b"IDAT") - 4] + pixels[33:])
@@ -204,8 +206,8 @@ REFUSED = {
     "bands.tif": (tiff(np.dstack([COLOUR, COLOUR]), photometric="minisblack", planarconfig="contig"), "6 channels"),
     "nan.tif": (tiff(np.where(GREY > 200, np.nan, GREY / 255).astype(np.float32)), "no finite numbers"),
     "scale.tif": (tiff(GREY.astype(np.float32)), "scale them so that black is 0"),
-    "text.png": (lambda path: path.write_text("no image", encoding="utf-8"), "not a readable image"),
-    "empty.png": (lambda path: path.write_bytes(b""), "not a readable image"),
+    "text.png": (lambda path: path.write_text("no image", encoding="utf-8"), "no image of a kind that is read"),
+    "empty.png": (lambda path: path.write_bytes(b""), "no image of a kind that is read"),
     "empty.tif": (lambda path: path.write_bytes(b"II*\0"), "not a readable image"),
 }
 
@@ -238,11 +240,16 @@ def test_what_is_not_carried_is_named(tmp_path):
     Image.fromarray(COLOUR).quantize(64).save(tmp_path / "palette.png")
     Image.fromarray(GREY > 100).save(tmp_path / "bilevel.png")
     tifffile.imwrite(tmp_path / "described.tif", GREY, description="cells, day 3", metadata=None)
+    whole = io.BytesIO()
+    Image.fromarray(COLOUR).save(whole, "PNG")
+    hdr = b"\0\0\0\4cICP\x09\x10\0\1" + zlib.crc32(b"cICP\x09\x10\0\1").to_bytes(4, "big")
+    (tmp_path / "hdr.png").write_bytes(whole.getvalue()[:33] + hdr + whole.getvalue()[33:])
     frames = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::2, ::2])]
     frames[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
     said = {
         "text.png": "not carried: workflow",
         "palette.png": "a palette",
+        "hdr.png": "not carried: cICP",
         "bilevel.png": "less than 8 bits",
         "described.tif": "not carried: ImageDescription",
         "phone.jpg": "the first of its 2 pictures",
@@ -266,10 +273,12 @@ def test_damage_is_an_error_of_that_file_or_still_a_picture(tmp_path, name):
                 damaged[place] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
         try:
-            assert np.isfinite(photo.read(path).picture).all()
+            source = photo.read(path)
+            assert np.isfinite(source.picture).all()
+            photo.write(source, source.picture, tmp_path / f"out{path.suffix}")
         except InputError as error:
             refusals += 1
-            assert str(path) in str(error) and "\n" not in str(error)
+            assert "\n" not in str(error) and (str(path) in str(error) or "not written as" in str(error))
     assert refusals
 
 
@@ -283,3 +292,21 @@ def test_channels_are_converted_as_pillow_does():
     assert np.abs(grey[:, :, 0] - GREY / 255).max() < 1 / 255
     for channels, picture in itertools.product((1, 3), (grey, np.float32(COLOUR / 255))):
         assert photo.as_channels(picture, channels).shape == (*GREY.shape, channels)
+
+
+def test_a_thumbnail_first_and_an_orientation_that_is_no_number_are_got_over(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "small-first.tif") as file:
+        file.write(GREY[::4, ::4], subfiletype=1, metadata=None)
+        file.write(GREY, metadata=None)
+    source = photo.read(tmp_path / "small-first.tif")
+    assert source.picture.shape == (*GREY.shape, 1) and any("smaller copies" in note for note in source.notes)
+    tifffile.imwrite(tmp_path / "text.tif", GREY, extratags=[(274, 2, 1, "up", True)], metadata=None)
+    assert photo.read(tmp_path / "text.tif").picture.shape == (*GREY.shape, 1)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, refused):
+    KEPT["a.jpg"][0](tmp_path / "a.jpg")
+    source = photo.read(tmp_path / "a.jpg")
+    source.carried["exif"] = b"Exif\0\0" + bytes(70_000)
+    with refused("not written as JPEG", "EXIF data is too long"):
+        photo.write(source, source.picture, tmp_path / "b.jpg")

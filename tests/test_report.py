@@ -137,7 +137,7 @@ def test_one_notebook_alone_replaces_its_own_page(folder, tmp_path):
     page, index = (place / "01_one.html").read_text(), (place / "index.html").read_text()
     assert "profile: sample 50.0" in page and 'href="02_two.html">next' in page and (place / "02_two.html").read_bytes() == other
     assert 'href="01_one.html">About 01_one' in index and 'href="02_two.html">About 02_two' in index
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notebooks", "pages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pages.lock", "notebooks", "pages"]
 
 
 def test_values_become_what_the_parameter_declares(folder, refused, tmp_path, monkeypatch):
@@ -150,7 +150,13 @@ def test_values_become_what_the_parameter_declares(folder, refused, tmp_path, mo
     values = pages.plan("sample", given, [], folder)[folder / "01_one.ipynb"]
     assert values["SEEDS"] == [0] and values["SIGMA"] == 50.0 and isinstance(values["SIGMA"], float)
     assert values["PHOTO"] == str(tmp_path / "own.png")
-    for name, value, kind in (("SIGMA", "loud", "float"), ("SIGMA", [25.0], "float"), ("PROFILE", 5, "str"), ("SIGMA", None, "float")):
+    for name, value, kind in (
+        ("SIGMA", "loud", "float"),
+        ("SIGMA", [25.0], "float"),
+        ("PROFILE", 5, "str"),
+        ("SIGMA", None, "float"),
+        ("SEEDS", ["x"], "list"),
+    ):
         with refused(f"-p {name}", f"is no {kind}"):
             pages.plan("sample", {name: value}, [], folder)
 

@@ -7,6 +7,7 @@ the executed notebooks also replace those in notebooks/, once all have succeeded
 """
 
 import argparse
+import ast
 import html
 import os
 import re
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from n2s_utils import cli
 from n2s_utils.cli import InputError
-from n2s_utils.files import ROOT, atomic_write, require_checkout
+from n2s_utils.files import ROOT, atomic_write, locked, require_checkout
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "build" / "report"
@@ -87,7 +88,8 @@ def _typed(name: str, value: Any, about: dict[str, str]) -> Any:
         value = [value]
     if kind == "float" and type(value) is int:
         value = float(value)
-    if type(value).__name__ != kind:
+    parts = {type(part) for part in ast.literal_eval(about["default"])} if kind == "list" else set()
+    if type(value).__name__ != kind or (parts and not {type(part) for part in value} <= parts):
         raise InputError(f"-p {name}: {value!r} is no {kind}; give one, such as {about['default']}")
     return str(Path(value).absolute()) if value and about["help"].startswith("path of") else value
 
@@ -106,6 +108,11 @@ def build(runs: dict[Path, dict], pages: Path = PAGES, figures: Path = ROOT / "f
     InputError naming notebook and cell at the first failure; the pages so far then stand beside, the last shows the error, and
     `pages`, notebooks and `figures` are as they were.
     """
+    with locked(pages):
+        _build(runs, pages, figures)
+
+
+def _build(runs: dict[Path, dict], pages: Path, figures: Path) -> None:
     beside, before = (pages.with_name(f"{pages.name}.{end}") for end in ("part", "before"))
     shutil.rmtree(beside, ignore_errors=True)
     notebooks = sorted(next(iter(runs)).parent.glob("*.ipynb"))
