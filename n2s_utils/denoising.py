@@ -22,7 +22,9 @@ from n2s_utils.files import atomic_write, sha256
 from n2s_utils.mixture import Mixture
 from n2s_utils.photo import Photo
 
-WHITE, QUIET = 1.2, 1.0  # ratio and least level of estimation.levels; notebook 11 shows what white and other noise come to
+# Of estimation.levels, as notebook 11 shows them: the ratio from which noise is not white, the least level, and that below which
+# texture may pass for such noise.
+WHITE, QUIET, FAINT = 1.2, 1.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class Way:
             every, second = estimation.levels(source.picture, self.cut(source))
             if second > max(WHITE * every, QUIET):
                 guess = estimation.level_of_correlated(source.picture, self.cut(source))
+                quiet = ", or there is hardly any noise" if every < FAINT else ""
                 advice = "" if self.given else f": expect most of it to stay, and try --sigma {guess:.0f}"
                 found.append(
                     f"the noise is not white (every second pixel shows {second / every:.1f} times that of all), as in a JPEG, or a photo "
-                    f"enlarged, demosaiced or denoised before{advice}"
+                    f"enlarged, demosaiced or denoised before{quiet}{advice}"
                 )
         except InputError:
             pass  # too small to tell

@@ -216,7 +216,11 @@ def _way_of(options: argparse.Namespace, model: noise.Model) -> tuple[denoiser.D
         print(f"note: {options.weights.name} was trained on {trained}; used on {model} by a change of variables")
     if options.recorruptions is not None:
         draws = options.recorruptions
-        return single, lambda y: denoiser.recorrupted(single, y, options.s_a, draws, noise.rng("recorruption")), "-recorrupted"
+        return (
+            single,
+            lambda y: denoiser.recorrupted(single, y, options.s_a, draws, noise.rng("recorruption")),
+            f"-recorrupted{draws}-{options.s_a:g}",
+        )
     return (single, partial(denoiser.x8, single), "-x8") if options.x8 else (single, single, "")
 
 
@@ -226,7 +230,7 @@ def main() -> None:
     if model is None:
         raise InputError("noise: give --sigma, --zeta, --k, or --zeta and --sigma together")
     files, _ = batch.pictures_of([options.data])
-    jobs = _plan(files, options.pictures, options.force)
+    jobs = _plan(files, options.pictures)
     single, denoise, suffix = _way_of(options, model)
     dataset, method, origin = options.data.resolve().name, method_of(options.weights) + suffix, origin_of(options.weights)
     name = f"{dataset}-{options.weights.stem}{suffix}-{model.label}-seed{options.seed}.csv"
@@ -238,7 +242,10 @@ def main() -> None:
         try:
             of = measurement(dataset, job.input.stem, method, model, options.seed, origin) | {"image_sha256": sha256(job.input)}
             row, *_ = *(old for old in kept if of.items() <= old.items()), None
-            if row is None or (options.pictures and not job.output.exists()):
+            there = options.pictures and job.output.exists()
+            if there and row is None and not options.force:
+                raise InputError(f"{job.output}: exists; give --force to replace it, or another --pictures")
+            if row is None or (options.pictures and (options.force or not there)):
                 row = _measured(job, of, single.network.channels, model, denoise, bool(options.pictures))
                 kept = [old for old in kept if not of.items() <= old.items()] + [row]
                 write_rows(kept, path)
@@ -254,17 +261,12 @@ def main() -> None:
         raise InputError(f"{len(failed)} of {len(jobs)} pictures could not be measured: {'; '.join(failed)}")
 
 
-def _plan(files: list[Path], pictures: Path | None, force: bool) -> list[batch.Job]:
-    """Where each denoised picture goes, if anywhere; raises InputError for two of one name, and for one that exists, unless `force`."""
+def _plan(files: list[Path], pictures: Path | None) -> list[batch.Job]:
+    """Where each denoised picture goes, if anywhere; raises InputError for two of one name."""
     for file in files:
         if [other.stem for other in files].count(file.stem) > 1:
             raise InputError(f"{file}: another picture has the same name but for the suffix; rename one")
-    if not pictures:
-        return [batch.Job(file, file) for file in files]
-    jobs = batch.plan(files, pictures, ".png")
-    if (existing := [job.output for job in jobs if job.output.exists()]) and not force:
-        raise InputError(f"{existing[0]}: exists; give --force to replace it, or another --pictures")
-    return jobs
+    return batch.plan(files, pictures, ".png") if pictures else [batch.Job(file, file) for file in files]
 
 
 def _measured(job: batch.Job, of: dict[str, Any], channels: int, model: noise.Model, denoise: Denoise, write: bool) -> dict[str, Any]:

@@ -259,8 +259,9 @@ def test_pictures_that_exist_are_replaced_only_by_force(weights, folder, tmp_pat
     arguments = ("--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / "rows.csv", "--pictures", tmp_path / "out")
     done = command(*arguments)
     assert done.returncode == 2 and "a.png: exists; give --force" in done.stderr
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"the only copy" and not (tmp_path / "rows.csv").exists()
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"the only copy" and (tmp_path / "out" / "deep.png").exists()
     assert command(*arguments, "--force").returncode == 0 and Image.open(tmp_path / "out" / "a.png").size == (50, 40)
+    assert command(*arguments).returncode == 0  # measured and written before: nothing to do
 
 
 def test_a_colour_picture_for_grey_weights_is_said_to_become_grey(weights, tmp_path):
@@ -347,7 +348,7 @@ def test_command_averages(weights, tmp_path, monkeypatch):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(np.full((16, 20), 128, np.uint8)).save(folder / "a.png")
-    for options, suffix in ((("--x8",), "-x8"), (("--recorruptions", "2"), "-recorrupted")):
+    for options, suffix in ((("--x8",), "-x8"), (("--recorruptions", "2"), "-recorrupted2-0.3")):
         arguments = ["evaluation", "--weights", weights, "--data", folder, "--sigma", 25, "--csv", tmp_path / f"rows{suffix}.csv", *options]
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
         evaluation.main()
