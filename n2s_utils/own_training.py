@@ -23,7 +23,7 @@ from n2s_utils import batch, cli, config, estimation, machine, noise, photo, tra
 from n2s_utils.cli import InputError
 from n2s_utils.clipping import spread, unclipped
 from n2s_utils.denoiser import Denoiser
-from n2s_utils.feed import Feed
+from n2s_utils.feed import Data, Feed
 from n2s_utils.files import ROOT
 from n2s_utils.network import ScoreNetwork
 from n2s_utils.optimisation import Optimisation
@@ -108,11 +108,14 @@ def split(pictures: Pictures) -> tuple[Pictures, Pictures]:
     return {n: y for n, y in pictures.items() if n not in held_out}, {n: y for n, y in pictures.items() if n in held_out}
 
 
-def configuration(name: str, model: noise.Model, pictures: Pictures, minutes: float, shipped: bool, device: str) -> config.Config:
+def configuration(
+    name: str, model: noise.Model, learned: Pictures, held_out: Pictures, minutes: float, shipped: bool, device: str
+) -> config.Config:
     """How the shipped weights for every noise were made, for one noise and pictures of one's own.
 
     `shipped`: from these weights, with little steps; else from fresh ones. Crops as large as the smallest picture allows, up to 128.
     """
+    pictures = learned | held_out
     channels, side = next(iter(pictures.values())).shape[2], min(min(y.shape[:2]) for y in pictures.values())
     start = weights.for_every_noise(channels)
     made = weights.load_record(start)["config"]
@@ -120,13 +123,14 @@ def configuration(name: str, model: noise.Model, pictures: Pictures, minutes: fl
     if not crop:
         small = min(pictures, key=lambda name: min(pictures[name].shape[:2]))
         raise InputError(f"{small}: smaller than 32 pixels a side; leave it out")
+    there = sum(y.shape[0] * y.shape[1] for y in held_out.values())
     length = {"crops": 0, "minutes": minutes, "crop": crop, "batch": max(4, 4 * 128**2 // crop**2 // 2)}
     rate = {} if shipped else {"learning_rate": Optimisation.learning_rate}
     tables = made | {
         "name": name,
         "start": os.path.relpath(start, ROOT) if shipped else "",
         "noise": {"model": model.name} | model.parameters,
-        "data": {"dataset": name, "held_out": f"{name}, held out", "held_out_pixels": made["data"]["held_out_pixels"]},
+        "data": {"dataset": name, "held_out": f"{name}, held out", "held_out_pixels": min(there, Data.held_out_pixels)},
         "optimisation": made["optimisation"] | length | rate,
         "machine": {"device": device},
     }
@@ -161,7 +165,7 @@ def train_own(
     model = given or common_noise(photos, name)
     learned, held_out = split(opened(photos, model))
     run = f"own-{folder.resolve().name}"
-    chosen = configuration(run, model, learned | held_out, minutes, shipped, device)
+    chosen = configuration(run, model, learned, held_out, minutes, shipped, device)
     print(f"{len(learned)} pictures to learn from, {len(held_out)} held out: {', '.join(held_out)}", flush=True)
     channels = next(iter(learned.values())).shape[2]
     before = expected_psnr(weights.load_weights(weights.for_every_noise(channels)), model, held_out)
