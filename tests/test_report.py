@@ -141,7 +141,7 @@ def test_one_notebook_alone_replaces_its_own_page(folder, tmp_path):
 
 
 def test_values_become_what_the_parameter_declares(folder, refused, tmp_path, monkeypatch):
-    more = "SEEDS: list = [0]  # of noise\nPHOTO: str = ''  # path of a photo"
+    more = "SEEDS: list = [0]  # of noise\nRUNS: list = ['a.toml']  # configurations\nPHOTO: str = ''  # path of a photo"
     notebook = nbformat.read(folder / "01_one.ipynb", 4)
     notebook.cells[1].source += f"\n{more}"
     nbformat.write(notebook, folder / "01_one.ipynb")
@@ -150,6 +150,10 @@ def test_values_become_what_the_parameter_declares(folder, refused, tmp_path, mo
     values = pages.plan("sample", given, [], folder)[folder / "01_one.ipynb"]
     assert values["SEEDS"] == [0] and values["SIGMA"] == 50.0 and isinstance(values["SIGMA"], float)
     assert values["PHOTO"] == str(tmp_path / "own.png")
+    (tmp_path / "own.toml").write_text("")
+    runs = pages.plan("sample", {"RUNS": "own.toml"}, [], folder)[folder / "01_one.ipynb"]["RUNS"]
+    assert runs == [str(tmp_path / "own.toml")]
+    assert pages.plan("sample", {"RUNS": "demo.toml"}, [], folder)[folder / "01_one.ipynb"]["RUNS"] == ["demo.toml"]
     for name, value, kind in (
         ("SIGMA", "loud", "float"),
         ("SIGMA", [25.0], "float"),

@@ -91,7 +91,15 @@ def _typed(name: str, value: Any, about: dict[str, str]) -> Any:
     parts = {type(part) for part in ast.literal_eval(about["default"])} if kind == "list" else set()
     if type(value).__name__ != kind or (parts and not {type(part) for part in value} <= parts):
         raise InputError(f"-p {name}: {value!r} is no {kind}; give one, such as {about['default']}")
-    return str(Path(value).absolute()) if value and about["help"].startswith("path of") else value
+    if about["help"].startswith("path of") and value:
+        return str(Path(value).absolute())
+    configurations = [_placed(part) for part in value] if kind == "list" else _placed(value)
+    return configurations if Path.cwd() != ROOT else value
+
+
+def _placed(part: Any) -> Any:
+    """A configuration file of the user's, where the user stands."""
+    return str(Path(part).absolute()) if isinstance(part, str) and part.endswith(".toml") and Path(part).is_file() else part
 
 
 def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
