@@ -28,8 +28,11 @@ def _excess(a: np.ndarray) -> np.ndarray:
 
 def unclipped(mean: np.ndarray, model: noise.Model) -> np.ndarray:
     """The intensities in [0, 1] whose noisy values, clipped to [0, 1], have this mean; float32, any shape."""
-    x = np.linspace(0, 1, GRID)
-    return np.interp(mean, mean_of_clipped(x, model), x).astype(np.float32)
+    x, result = np.linspace(0, 1, GRID), np.empty(mean.shape, np.float32)
+    table, parts = mean_of_clipped(x, model), -(-mean.size // (1 << 20))  # interp's own numbers are float64, too large for all at once
+    for part, into in zip(*(np.array_split(values.reshape(-1), max(parts, 1)) for values in (mean, result)), strict=True):
+        into[:] = np.interp(part, table, x)
+    return result
 
 
 def spread(y: np.ndarray, x: np.ndarray, model: noise.Model, step: float, rng: np.random.Generator) -> np.ndarray:

@@ -83,10 +83,7 @@ class Way:
         loaded = denoiser.load(self.weights_for(source.picture), model, source.picture.shape[2], self.device)
         precision = machine.precision_of("auto", self.device)
         output = Denoiser(loaded.network, model, self.memory, precision)(source.picture)
-        if self.cut(source):
-            for row in output:  # the table's own numbers are float64, too large for all at once
-                row[:] = unclipped(row, model)
-        return output
+        return unclipped(output, model) if self.cut(source) else output
 
 
 def denoise_one(job: Job, way: Way, force: bool = False) -> bool:
@@ -164,8 +161,6 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     given = estimation.told(options)
-    if given and options.noise:
-        raise InputError(f"--noise {options.noise}: estimates the parameter that you give; leave out one of the two")
     if options.sigma is not None and options.sigma < 1:
         print(f"warning: sigma is on the 0-255 scale: {options.sigma:g} is hardly any noise; of the [0, 1] scale give 255 times that")
     clipped = {"auto": None, "yes": True, "no": False}[options.clipped]

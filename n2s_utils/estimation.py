@@ -226,10 +226,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def told(options: argparse.Namespace) -> noise.Model | None:
-    """The noise in the options of `add_arguments`, None where there is none; raises InputError for parameters that make no model."""
+    """The noise in the options of `add_arguments`, None where there is none.
+
+    Raises InputError for parameters that make no model, and for any beside an option --noise, which has them estimated.
+    """
     given = {name: getattr(options, name) for name in ("sigma", "zeta", "k") if getattr(options, name) is not None}
     for name, model in noise.MODELS.items():
         if {field.name for field in fields(model)} == given.keys():
+            if getattr(options, "noise", None):
+                raise InputError(f"--noise {options.noise}: estimates the parameter that you give; leave out one of the two")
             return noise.make(name, **given)
     if given:
         raise InputError(f"noise: --{' and --'.join(given)} make no model; give --sigma, --zeta, --k, or --zeta and --sigma together")

@@ -91,12 +91,12 @@ def common_noise(photos: dict[str, Photo], name: str) -> noise.Model:
 
 def opened(photos: dict[str, Photo], model: noise.Model) -> Pictures:
     """Name -> noisy picture y: what a file has rounded and cut off is drawn anew, about what the shipped weights take for clean."""
-    pictures = {}
+    pictures = {name: source.picture for name, source in photos.items()}
+    denoise = Denoiser(weights.load_weights(weights.for_every_noise(next(iter(pictures.values())).shape[2])), model)
     for name, source in photos.items():
-        y = pictures[name] = source.picture
         if source.clipped:
-            network = weights.load_weights(weights.for_every_noise(y.shape[2]))
-            x = unclipped(Denoiser(network, model)(y), model)
+            y = source.picture
+            x = unclipped(denoise(y), model)
             pictures[name] = spread(y, x, model, 1 / source.white, noise.rng("spread", name))
     return pictures
 
@@ -198,8 +198,6 @@ def main() -> None:
     own = {"--noise": options.noise, "--minutes": options.minutes, "--from": options.start, "a parameter of the noise": given}
     if options.config and (extra := [name for name, value in own.items() if value is not None]):
         raise InputError(f"{extra[0]}: for --data; a configuration says it itself, or give a change such as optimisation.minutes=9")
-    if given and options.noise:
-        raise InputError(f"--noise {options.noise}: estimates the parameter that you give; leave out one of the two")
     if options.config:
         training.train_configuration(options.config, options.changes, options.out)
         return
