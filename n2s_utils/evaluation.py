@@ -147,13 +147,13 @@ def _key(row: dict[Any, Any]) -> tuple[str, ...]:
 
 
 def method_of(weights: Path) -> str:
-    """The method, as result rows name it, that a weights file was trained with."""
+    """The method, as result rows name it, that a weights file was trained with: its objective, and `-fresh` for fresh noise."""
     try:
         config = load_record(weights)["config"]
         name, fresh = config["objective"]["name"], config["data"].get("fresh_noise", False)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{weights.with_suffix('.json')}: does not say what the weights were trained with ({error})") from None
-    return name.replace("ar-dae", "noise2score").replace("antithetic", "noise2score-antithetic") + "-fresh" * fresh
+    return name + "-fresh" * fresh
 
 
 def read_rows(files: Iterable[Path]) -> pd.DataFrame:

@@ -138,7 +138,7 @@ class AntitheticARDAE(_LogUniform):
 
     (w+ |R+|^2 + w- |R-|^2) / 2 + u.(w+ R+ - w- R-) / s_a, with R+- = R(c +- s_a u), w+- = weight(c +- s_a u).
 
-    The term that carried the 1/s_a noise of the plain loss cancels; for small s_a this is implicit
+    The term that carried the 1/s_a noise of AR-DAE cancels; for small s_a this is implicit
     score matching (Hyvarinen 2005), |R|^2 + 2 div R, the divergence by a central difference.
     """
 

@@ -66,8 +66,8 @@ def test_a_study_has_a_row_and_a_curve_of_every_run(study):
     rows = studies.read_rows(study)
     assert list(rows.index) == ["first", "second"]
     assert (rows.crops == 2).all() and rows.seed.tolist() == [0, 1]
-    assert rows[["plain", "recorrupted", "x8"]].notna().values.tolist() == [[True, True, True], [True, False, False]]
-    assert rows.plain.between(10, 40).all() and rows.estimated_psnr.between(10, 40).all()
+    assert rows[["psnr", "recorrupted", "x8"]].notna().values.tolist() == [[True, True, True], [True, False, False]]
+    assert rows.psnr.between(10, 40).all() and rows.estimated_psnr.between(10, 40).all()
     assert pd.read_csv(study.with_name("demo-curves.csv")).run.tolist() == ["first", "second"]
 
 
@@ -132,8 +132,8 @@ def test_a_run_on_a_mixture_is_measured_on_each_noise(study):
     studies.run_study(study, ["first"])
     row = pd.read_csv(study.with_suffix(".csv")).iloc[0]
     for label in ("gaussian25", "poisson0.05", "gamma50"):
-        assert 5 < row[f"plain-{label}"] < 40 and 5 < row[f"estimated_psnr-{label}"] < 40
-    assert "plain" not in row
+        assert 5 < row[f"psnr-{label}"] < 40 and 5 < row[f"estimated_psnr-{label}"] < 40
+    assert "psnr" not in row
 
 
 @pytest.mark.parametrize("denoise", [lambda y: uniform_filter(y, (3, 3, 1)), lambda y: y / 2], ids=["blur", "halved"])
@@ -197,7 +197,7 @@ def test_rows_of_faults_name_them_and_hold_every_set(study):
     studies.run_study(study, ["ours", "ours-relu"])
     rows = pd.read_csv(study.with_suffix(".csv"), keep_default_na=False).set_index("run")
     assert rows[["base", "fault", "direction"]].values.tolist() == [["ours", "", ""], ["ours", "relu", "introduced"]]
-    assert rows["plain-tiny-grey"].between(5, 40).all()  # read as three channels
+    assert rows["psnr-tiny-grey"].between(5, 40).all()  # read as three channels
     assert rows.loc["ours", "earlier-low"] <= rows.loc["ours", "earlier"] <= rows.loc["ours", "earlier-high"]
 
 

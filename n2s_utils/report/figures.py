@@ -1,11 +1,14 @@
-"""Pictures for the notebooks."""
+"""Figures and tables for the notebooks."""
 
+import html
 import io
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import PIL.Image
-from IPython.display import Image, display
+from IPython import get_ipython
+from IPython.display import HTML, Image, Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -24,24 +27,79 @@ plt.rcParams |= {
 }
 
 
-def save(figure: Figure, name: str, output: str) -> None:
-    """Write `figure` to OUTPUT/figures/NAME, OUTPUT relative to the repository's root, and show it once in the notebook.
+def save(figure: Figure, name: str, output: str, caption: str, rows: str = "") -> None:
+    """Show `figure` once in the notebook, with `caption` (plain text, a sentence or two) as alternative text and below it, and write
+    it to OUTPUT/figures/NAME, OUTPUT relative to the repository's root.
 
-    Plots become .png of 256 colours; figures that hold pictures .jpg, since noise makes a PNG several times as large.
-    Both are kept small, for the repository holds each twice.
+    A line under the caption names the cell, and `rows`, the table under data/results that the figure was drawn from, where there is
+    one. Plots become .png of 256 colours; figures that hold pictures .jpg, since noise makes a PNG several times as large. In the
+    repository itself (OUTPUT ".") only what the README links is written: the notebook holds the others.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
-    picture = PIL.Image.open(buffer).convert("RGB")
+    picture, coded = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
     pictures = any(axis.images for axis in figure.axes)
-    path = ROOT / output / "figures" / f"{name}.{'jpg' if pictures else 'png'}"
-    with atomic_write(path) as temporary:
-        if pictures:
-            picture.save(temporary, "JPEG", quality=75)
-        else:
-            picture.quantize(dither=PIL.Image.Dither.NONE).save(temporary, "PNG", optimize=True)
-    display(Image(path, embed=True))
+    if pictures:
+        picture.save(coded, "JPEG", quality=75)
+    else:
+        picture.quantize(dither=PIL.Image.Dither.NONE).save(coded, "PNG", optimize=True)
+    file = f"figures/{name}.{'jpg' if pictures else 'png'}"
+    if output != "." or f"]({file})" in (ROOT / "README.md").read_text(encoding="utf-8"):
+        with atomic_write(ROOT / output / file) as temporary:
+            temporary.write_bytes(coded.getvalue())
+    kind = "image/jpeg" if pictures else "image/png"
+    display(Image(coded.getvalue()), metadata={kind: {"alt": caption}})
+    display(HTML(f"<figcaption>{html.escape(caption)}<br><small>{_origin(rows)}</small></figcaption>"))
+
+
+def table(rows: pd.DataFrame, caption: str, digits: int = 2) -> Markdown:
+    """`rows` as a table under its `caption` (Markdown): numbers with `digits` decimals, a dash where there is none.
+
+    Raises ValueError for more than seven columns, those of the index counted: a narrow screen shows no more.
+    """
+    return Markdown(f"**{caption}**\n\n{to_markdown(rows, digits)}")
+
+
+def to_markdown(rows: pd.DataFrame, digits: int = 2) -> str:
+    """The same without a caption; columns called "to ..." or "gain ..." are differences, and have a sign."""
+    names = [] if rows.index.name is None and isinstance(rows.index, pd.RangeIndex) else [name or "" for name in rows.index.names]
+    heads = [" ".join(map(str, column)) if isinstance(column, tuple) else str(column) for column in rows.columns]
+    if len(names + heads) > 7:
+        raise ValueError(f"a table of {len(names + heads)} columns; show at most 7")
+    last = [str(column[-1] if isinstance(column, tuple) else column) for column in rows.columns]
+    signs = ["+" if name.startswith(("to ", "gain")) else "" for name in last]
+    right = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in rows.dtypes]
+    lines = ["| " + " | ".join(names + heads) + " |", "|" + "|".join(["---"] * len(names) + right) + "|"]
+    for key, row in zip(rows.index, rows.itertuples(index=False), strict=True):
+        places = [_cell(part, "g") for part in (key if isinstance(key, tuple) else (key,))] if names else []
+        cells = [_cell(value, f"{sign}.{digits}f") for value, sign in zip(row, signs, strict=True)]
+        lines.append("| " + " | ".join(places + cells) + " |")
+    return "\n".join(lines)
+
+
+def parameters(PROFILE: str, **values: object) -> Markdown:  # noqa: N803 named as in the notebooks
+    """What a notebook was run with, and whether the numbers in its text are those of this run."""
+    parts = [f"profile `{PROFILE}`", *(f"`{name}` {value if value != '' else 'empty'}" for name, value in values.items())]
+    same = "The numbers in the text are those of the profile `paper`" + ("." if PROFILE == "paper" else "; below are those of this run.")
+    return Markdown(f"*This run:* {', '.join(parts)}. {same}")
+
+
+def _cell(value: object, form: str) -> str:
+    if isinstance(value, str):
+        return value.replace("|", "\\|")
+    if pd.isna(value):
+        return "-"
+    if isinstance(value, float | np.floating):
+        return f"{value:{form}}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+
+
+def _origin(rows: str) -> str:
+    shell = get_ipython()
+    cell = len(shell.user_ns["In"]) - 1 if shell else "-"
+    place = f'; rows: <a href="../data/results/{rows}">{rows.rpartition("/")[2]}</a>' if rows else ""
+    return f"Cell {cell}{place}"
 
 
 def show_pictures(

@@ -6,7 +6,7 @@ FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
     [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions;
                    `also`, other sets and how many images of each; `noises`, MODEL = [parameters] to measure on, where they
                    are not that of the training: columns end in their labels
-    [runs.NAME]    tables of this run; `extra` lists evaluations beside the plain one: recorrupted, x8, or earlier:
+    [runs.NAME]    tables of this run; `extra` lists evaluations beside that in one pass (`psnr`): recorrupted, x8, or earlier:
                    `draws` evaluations of the whole sets as the earlier reproduction made them; `variant`, a key of
                    variants.VARIANTS; `measure`, what is different there
 
@@ -54,7 +54,7 @@ EXTRA = ("recorrupted", "x8", "earlier")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: its training, the faults of its pictures, the evaluations beside the plain one, how all are
+    """One run of a study: its training, the faults of its pictures, the evaluations beside that in one pass, how all are
     measured, and what to note in its row (the base, the fault and its direction, in a study of faults).
     """
 
@@ -187,13 +187,13 @@ def _measured(run: Run, weights: Path) -> dict[str, Any]:
 def _on_noise(run: Run, single: Denoiser) -> dict[str, Any]:
     measure, model = run.measure, single.noise
     denoisers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "plain": single,
+        "psnr": single,
         "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": partial(x8, single),
     }
     row = _without_clean_pictures(single, run)
     sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
-    for kind in ("plain", *run.extra):
+    for kind in ("psnr", *run.extra):
         for dataset, images in sets.items():
             count = None if kind == "earlier" else images
             pictures = [(name, _of_channels(x, single.network.channels)) for name, x in islice(load(dataset), count)]

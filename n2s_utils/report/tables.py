@@ -15,11 +15,14 @@ from n2s_utils import cli, noise
 from n2s_utils.cli import InputError
 from n2s_utils.evaluation import read_rows, write_table
 from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.report.figures import to_markdown
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
-OURS, PLAIN, TWIN = "noise2score-antithetic", "noise2score", "supervised"
+OURS, AR_DAE, TWIN = "antithetic", "ar-dae", "supervised"  # methods, as result rows name them
 PUBLISHED = OURS + "-published"  # the same score, read by the formula for counts as published
-GENERAL = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 50.0)}  # the paper's Table 2
+NAMES = {"noisy": "noisy", "nlm": "non-local means", OURS: "ours", AR_DAE: "AR-DAE", TWIN: "twin", PUBLISHED: "published formula"}
+TABLE_2 = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 50.0)}  # the paper's
+SYMBOLS = {"gaussian": "σ", "poisson": "ζ", "gamma": "k"}
 
 
 def read_results(folder: str | Path = ROOT / "data" / "results") -> pd.DataFrame:
@@ -98,7 +101,7 @@ def paired(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["noise", "parameter", "dataset"]
     images = rows.pivot_table(index=[*keys, "image"], columns="method", values="psnr", sort=False)
     difference = (images[OURS] - images[TWIN]).dropna().groupby(keys, sort=False)
-    columns = {"ours to the twin, dB": "mean", "95 % interval, ±": interval, "share of pictures ahead": lambda values: (values > 0).mean()}
+    columns = {"to the twin": "mean", "95 % interval, ±": interval, "share of pictures ahead": lambda values: (values > 0).mean()}
     return pd.DataFrame({name: difference.agg(how) for name, how in columns.items()})
 
 
@@ -110,7 +113,8 @@ def psnr_table(
 ) -> pd.DataFrame:
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
-    `network` is that of `pick`. Columns that would be empty are left out, and so are published figures marked as misprints.
+    `network` is that of `pick`. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference to the twin.
+    Columns that would be empty are left out, and so are published figures marked as misprints.
     """
 
     def of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -122,8 +126,10 @@ def psnr_table(
     summary, unknown = summary_of(1, network), summary_of(0, network)["mean"]
     figures = claims(published).reset_index()
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
-    others = summary_of(1, "dedicated")["mean"] if network == "general" else pd.Series(dtype=float)
-    rows = [_table_row(dataset, model, summary, claimed, others, unknown) for dataset in DATASETS]
+    both = pick(of(results), 1, network)
+    pairs = paired(both[both.method.isin([OURS, TWIN])])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
+    intervals = dict(zip(pairs.index.get_level_values("dataset"), pairs, strict=True)) if len(pairs) else {}
+    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
@@ -135,7 +141,7 @@ def claims(published: pd.DataFrame) -> pd.Series:
 
 
 def _table_row(
-    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], dedicated: pd.Series, unknown: pd.Series
+    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], pairs: dict[str, float], unknown: pd.Series
 ) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
@@ -148,57 +154,51 @@ def _table_row(
         "images": ours["images"],
         "noisy": summary["mean"][dataset, "noisy"],
         "non-local means": summary["mean"][dataset, "nlm"],
-        "ours, the paper's loss": summary["mean"].get((dataset, PLAIN), np.nan),  # trained in colour only
-        "ours, the published formula": summary["mean"].get((dataset, PUBLISHED), np.nan),
-        "ours, for this noise alone": dedicated.get((dataset, OURS), np.nan),
-        "ours": ours["mean"],
-        "95 % interval": ours["interval"],
-        "supervised twin": twin,
-        "to the twin": ours["mean"] - twin,
+        "AR-DAE": summary["mean"].get((dataset, AR_DAE), np.nan),  # trained in colour only
+        "published formula": summary["mean"].get((dataset, PUBLISHED), np.nan),
         "paper": paper,
+        "ours": ours["mean"],
         "to the paper": ours["mean"] - paper,
-        "paper's supervised": claim.get((dataset, "supervised"), np.nan) if model.name != "gaussian" else np.nan,
+        "over pictures": ours["interval"],
+        "twin": twin,
+        "to the twin": ours["mean"] - twin,
+        "paired": pairs.get(dataset, np.nan),
+        "paper's supervised": claim.get((dataset, "supervised"), np.nan),
         "earlier reproduction": claim.get((dataset, "earlier-reproduction"), np.nan),
-        "ours, parameter estimated": unknown.get((dataset, OURS), np.nan),
-        "paper, parameter unknown": claim_unknown.get((dataset, "noise2score"), np.nan) if (dataset, OURS) in unknown else np.nan,
+        "estimated": unknown.get((dataset, OURS), np.nan),
+        "paper, unknown": claim_unknown.get((dataset, "noise2score"), np.nan) if (dataset, OURS) in unknown else np.nan,
     }
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: dB with two decimals, a dash where nothing is published."""
-    head = [table.index.name, *table.columns]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(table.columns)]
-    for name, row in table.iterrows():
-        cells = [_cell(column, value) for column, value in row.items()]
-        lines.append("| " + " | ".join([str(name), *cells]) + " |")
-    return "\n".join(lines)
+def model_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One model of noise: `psnr_table` of its two parameters in the paper's Table 2, of the best network there is: that for one
+    noise alone at Gaussian noise, else the one for every noise. Gaussian noise has columns "every noise", and of that network are
+    "estimated" and "paper, unknown".
+    """
+    parts = {}
+    for value in TABLE_2[name]:
+        model = noise.make(name, value)
+        table = psnr_table(results, published, model, "general")
+        if name == "gaussian":
+            own = psnr_table(results, published, model)
+            table = own.assign(**{"every noise": table.ours} | {column: table[column] for column in ("estimated", "paper, unknown")})
+        parts[value] = table.rename(lambda dataset, value=value: f"{dataset}, {value:g}")
+    return pd.concat(parts.values()).rename_axis(f"set, {SYMBOLS[name]}")
 
 
-def _cell(column: str, value: float) -> str:
-    if np.isnan(value):
-        return "-"
-    if column == "images":
-        return f"{value:.0f}"
-    if column == "95 % interval":
-        return f"± {value:.2f}"
-    text = f"{value:+.2f}" if column.startswith("to the") else f"{value:.2f}"
-    return f"**{text}**" if column == "ours" else text
+def main_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.DataFrame:
+    """What the README shows of `model_table`: paper, ours and its distance, the twin and the paired distance to it, and one column
+    more: the network for every noise (Gaussian), or ours with the parameter estimated.
+    """
+    table = model_table(results, published, name)
+    table["to the twin"] = [f"{difference:+.2f} ± {half:.2f}" for difference, half in zip(table["to the twin"], table.paired, strict=True)]
+    table["ours"] = [f"**{value:.2f}**" for value in table.ours]
+    return table[["paper", "ours", "to the paper", "twin", "to the twin", "every noise" if name == "gaussian" else "estimated"]]
 
 
-def all_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
-    """The tables of the networks for one noise level, as Markdown, each under its sigma."""
-    dedicated = results[results.dataset.isin(DATASETS) & (results.noise == "gaussian") & network_of(results).ne("general")]
-    tables = {sigma: psnr_table(results, published, noise.Gaussian(sigma)) for sigma in sorted(dedicated.parameter.unique())}
-    return "\n\n".join(f"Sigma {sigma:g}:\n\n{to_markdown(table)}" for sigma, table in tables.items())
-
-
-def general_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
-    """The tables of the network for every noise, as Markdown, one a model of noise."""
-    parts = []
-    for name, parameters in GENERAL.items():
-        tables = {value: psnr_table(results, published, noise.make(name, value), network="general") for value in parameters}
-        table = pd.concat([table.rename(lambda dataset, value=value: f"{dataset}, {value:g}") for value, table in tables.items()])
-        parts.append(f"{name.capitalize()}:\n\n{to_markdown(table.rename_axis('set, parameter'))}")
+def main_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
+    """`main_table` of every model, as Markdown."""
+    parts = [f"**{name.capitalize()} noise**\n\n{to_markdown(main_table(results, published, name))}" for name in TABLE_2]
     return "\n\n".join(parts)
 
 
@@ -226,8 +226,7 @@ def readme_parts() -> dict[str, str]:
     """Name of the marks -> what stands between them."""
     results, published = read_results(), read_published()
     return {
-        "psnr-table": all_tables(results, published),
-        "general-table": general_tables(results, published),
+        "psnr-table": main_tables(results, published),
         "speed-table": speed_table(),
     }
 
