@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport MPLBACKEND PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab data results bench lint clean
+.PHONY: help report pages test lab data results bench lint clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ help: ## list the verbs
 report: $(STAMP) ## execute every notebook into build/report/ [PROFILE=sample|paper|train] [PARAMS="-p DEVICE cuda"]
 	@$(if $(filter paper train,$(PROFILE)),$(PYTHON) -m n2s_utils.report.download)
 	@$(PYTHON) -m n2s_utils.report --profile $(PROFILE) $(PARAMS)
+
+pages: $(STAMP) ## the report as it was recorded, as web pages in build/report/, in seconds
+	@$(PYTHON) -m n2s_utils.report --recorded
 
 # All parts run, whatever the first says; nbval executes each notebook once, with the sample parameters.
 test: $(STAMP) ## run lint, pytest, then nbval over every notebook in the sample profile
@@ -36,8 +39,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 data: $(STAMP) ## download and verify the image sets into data/downloads/ [SETS="Kodak24 Set12"]
 	@$(PYTHON) -m n2s_utils.report.download $(SETS)
 
-results: $(STAMP) ## rewrite the README's table from data/results/
-	@$(PYTHON) -m n2s_utils.report.tables
+results: $(STAMP) ## rewrite the README's tables from data/results/
+	@$(PYTHON) -m n2s_utils.report.readme
 
 bench: $(STAMP) ## time training and inference on this machine
 	@$(PYTHON) -m n2s_utils.report.bench

@@ -28,15 +28,17 @@ The rooms of the method, each importing only from those above it:
 __main__ is the command n2s, which calls the mains of these and of the report.
 
 And in report, which the method does not need:
-    figures         pictures for the notebooks
+    figures         figures and tables for the notebooks
     tables          the PSNR tables of notebook 05 and the README
     variants        other coordinates and shares of the noise (notebooks 08 and 09)
     estimators      other estimators of the noise (notebook 09)
     two_steps       a network after Tweedie's formula (notebook 10)
     faults          the earlier reproduction's faults and its way of measuring (notebook 07)
+    readme          the README's tables, and the numbers of its prose
     studies         short runs trained and measured, a row each (notebooks 06 to 10)
     own_folder      what training on a folder of one's own wins (notebook 11)
     bench           speed on this machine
     download        fetch and verify the sets (needs pooch)
-    pages           execute the notebooks into web pages (needs papermill and nbconvert)
+    layout          a notebook as a web page (needs nbconvert)
+    pages           execute the notebooks into web pages (needs papermill)
 """

@@ -37,9 +37,9 @@ def project_pins():
 
 def test_conda_has_the_pins_of_the_project():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    python, pip, *packages = environment["dependencies"]
+    python, pip, *packages, by_pip = environment["dependencies"]
     assert (python, pip) == ("python=3.11", "pip")
-    pins = {}
+    pins = dict(pin.split("==") for pin in by_pip["pip"])
     for package in packages:
         name, version, *build = package.split("=")
         pins[CONDA_NAMES.get(name, name.replace("_", "-"))] = version
@@ -130,10 +130,6 @@ class TestNotebook:
         for output in outputs:
             for text in [output.get("text", "")] + [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]:
                 assert not ABSOLUTE_PATH.search(text), text
-
-    def test_shows_the_paper_profile(self, path):
-        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        assert any("profile: paper\n" in output.get("text", "") for output in code[1].outputs)
 
     def test_is_laid_out_by_the_conventions(self, path):
         notebook = nbformat.read(path, 4)

@@ -1,12 +1,13 @@
 """Tables from rows: the summary's arithmetic, and README and rows in step."""
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from n2s_utils import noise
 from n2s_utils.files import ROOT
-from n2s_utils.report import tables
+from n2s_utils.report import readme, tables
 
 
 def rows(values: dict[tuple[str, int], float]) -> pd.DataFrame:
@@ -33,7 +34,7 @@ def test_no_results_is_one_line(refused, tmp_path):
 
 def test_readme_without_marks_is_refused(refused):
     with refused("README.md", "<!-- psnr-table -->"):
-        tables.readme_with({"psnr-table": "| table |"}, "# no marks")
+        readme.readme_with({"psnr-table": "| table |"}, "# no marks")
 
 
 def _all_methods(sigma, **psnr):
@@ -49,10 +50,9 @@ def _all_methods(sigma, **psnr):
 
 def test_the_twin_has_its_columns_once_it_is_measured():
     published = tables.read_published()
-    assert "supervised twin" not in tables.psnr_table(_all_methods(25.0), published)
+    assert "twin" not in tables.psnr_table(_all_methods(25.0), published)
     table = tables.psnr_table(_all_methods(25.0, supervised=30.75), published)
-    assert (table["supervised twin"] == 30.75).all() and (table["to the twin"] == -0.25).all()
-    assert "| -0.25 |" in tables.to_markdown(table)
+    assert (table.twin == 30.75).all() and (table["to the twin"] == -0.25).all() and (table.paired == 0).all()
 
 
 def test_a_misprint_is_no_target():
@@ -60,21 +60,16 @@ def test_a_misprint_is_no_target():
     assert np.isnan(table.paper["Kodak"]) and table.paper["CBSD68"] == 27.75
 
 
-def test_every_measured_noise_level_has_its_table():
-    text = tables.all_tables(pd.concat([_all_methods(50.0), _all_methods(25.0)]), tables.read_published())
-    assert text.index("Sigma 25:") < text.index("Sigma 50:") and text.count("| CBSD68 |") == 2
-
-
 def test_readme_holds_the_tables_of_the_recorded_rows():
-    readme = (ROOT / "README.md").read_text()
-    assert tables.readme_with(tables.readme_parts(), readme) == readme, "run 'make results'"
+    text = (ROOT / "README.md").read_text()
+    assert readme.readme_with(readme.readme_parts(), text) == text, "run 'make results'"
 
 
-def test_notebook_holds_the_same_table():
-    table = tables.to_markdown(tables.psnr_table(tables.read_results(), tables.read_published()))
-    notebook = (ROOT / "notebooks" / "05_psnr_table.ipynb").read_text()
-    lines = [line for line in table.splitlines() if "**" in line]
-    assert lines and all(line in notebook.encode().decode("unicode_escape") or line in notebook for line in lines)
+def test_notebook_holds_the_same_tables():
+    cells = nbformat.read(ROOT / "notebooks" / "05_psnr_table.ipynb", 4).cells
+    shown = "\n".join(output.data.get("text/markdown", "") for cell in cells for output in cell.get("outputs", []) if "data" in output)
+    lines = [line for line in readme.readme_parts()["psnr-table"].splitlines() if line.startswith("| ") and "**" in line]
+    assert len(lines) == 24 and [line for line in lines if line not in shown] == []
 
 
 def test_rows_of_an_estimated_parameter_and_of_another_network_are_never_averaged_in():
@@ -86,8 +81,8 @@ def test_rows_of_an_estimated_parameter_and_of_another_network_are_never_average
     everything = pd.concat([results, worse.assign(known=0), ours.assign(weights="colour-antithetic.safetensors")])
     table = tables.psnr_table(everything, tables.read_published())
     pd.testing.assert_frame_equal(table[expected.columns], expected)
-    assert (table["ours, parameter estimated"] == 29.5).all() and table["paper, parameter unknown"]["CBSD68"] == 30.78
-    assert set(table) - set(expected) == {"ours, parameter estimated", "paper, parameter unknown"}
+    assert (table.estimated == 29.5).all() and table["paper, unknown"]["CBSD68"] == 30.78
+    assert set(table) - set(expected) == {"estimated", "paper, unknown"}
     general = tables.pick(everything, network="general")
     assert (general[general.method == tables.OURS].psnr == 29.5).all() and tables.TWIN not in set(general.method)
     estimated = tables.pick(everything, known=0)
@@ -111,22 +106,26 @@ def test_two_networks_of_one_kind_are_refused_by_name(refused):
         tables.psnr_table(both, tables.read_published())
 
 
-def test_the_network_for_every_noise_has_a_table_a_model():
-    dedicated = _all_methods(25.0, **{tables.OURS: 31.0}).query("method == @tables.OURS")
-    parts = [dedicated.assign(weights="colour-gaussian25-antithetic.safetensors")]
-    for name, parameters in tables.GENERAL.items():
+def test_a_model_of_noise_has_one_table_of_its_best_network():
+    parts = []
+    for name, parameters in tables.TABLE_2.items():
         for value in parameters:
             methods = {tables.OURS: 30.5, tables.TWIN: 30.75} | ({tables.PUBLISHED: 25.0} if name == "poisson" else {})
             rows = _all_methods(value, **methods).assign(noise=name)
             rows["weights"] = rows.method.map(lambda method: "" if method in ("noisy", "nlm") else f"colour-{method}.safetensors")
-            parts.append(rows)
-    everything = pd.concat(parts)
-    text = tables.general_tables(everything, tables.read_published())
-    gaussian, poisson, gamma = text.split("\n\n")[1::2]
-    assert "for this noise alone" in gaussian and "| CBSD68, 25 | 2 | 20.00 | 28.00 | 31.00 | **30.50** |" in gaussian
-    assert "published formula" in poisson and "| CBSD68, 0.01 | 2 | 20.00 | 28.00 | 25.00 | **30.50** |" in poisson
-    assert "| 30.75 | -0.25 | 32.61 | -2.11 | 33.01 |" in poisson
-    assert "published formula" not in gamma and "this noise alone" not in gamma and "| Kodak, 50 |" in gamma
+            own = rows[rows.method.isin([tables.OURS, tables.TWIN])]
+            own = own.assign(psnr=own.psnr + 0.5, weights=f"colour-{name}{value:g}-" + own.method + ".safetensors")
+            parts += [rows, *([own] if name == "gaussian" else [])]
+            parts.append(rows[rows.method == tables.OURS].assign(known=0, psnr=30.4))
+    results, published = pd.concat(parts), tables.read_published()
+    gaussian, poisson = (tables.main_table(results, published, name) for name in ("gaussian", "poisson"))
+    assert gaussian.index.name == "set, σ" and poisson.index.name == "set, ζ"
+    assert gaussian.loc["CBSD68, 25"].drop("to the paper").tolist() == [30.85, "**31.00**", 31.25, "-0.25 ± 0.00", 30.5]
+    assert poisson.loc["CBSD68, 0.01"].drop("to the paper").tolist() == [32.61, "**30.50**", 30.75, "-0.25 ± 0.00", 30.4]
+    assert poisson["to the paper"]["CBSD68, 0.01"] == pytest.approx(-2.11)
+    text = tables.main_tables(results, published)
+    assert [text.count(f"**{name.capitalize()} noise**") for name in tables.TABLE_2] == [1, 1, 1]
+    assert "| CBSD68, 0.01 | 32.61 | **30.50** | -2.11 | 30.75 | -0.25 ± 0.00 | 30.40 |" in text
 
 
 def test_a_kept_table_is_measured_once_where_results_are_recorded(tmp_path, monkeypatch):

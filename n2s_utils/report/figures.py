@@ -80,7 +80,8 @@ def to_markdown(rows: pd.DataFrame, digits: int = 2) -> str:
 
 def parameters(PROFILE: str, **values: object) -> Markdown:  # noqa: N803 named as in the notebooks
     """What a notebook was run with, and whether the numbers in its text are those of this run."""
-    parts = [f"profile `{PROFILE}`", *(f"`{name}` {value if value != '' else 'empty'}" for name, value in values.items())]
+    shown = {name: f"{len(value)} of them" if isinstance(value, list) and len(value) > 4 else value for name, value in values.items()}
+    parts = [f"profile `{PROFILE}`", *(f"`{name}` {value if value != '' else 'empty'}" for name, value in shown.items())]
     same = "The numbers in the text are those of the profile `paper`" + ("." if PROFILE == "paper" else "; below are those of this run.")
     return Markdown(f"*This run:* {', '.join(parts)}. {same}")
 

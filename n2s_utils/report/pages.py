@@ -1,14 +1,14 @@
 """Execute the notebooks into web pages: python -m n2s_utils.report [--profile NAME] [-p NAME VALUE ...] [NOTEBOOK ...]
 
 A profile is notebooks/profiles/NAME.yaml, a flat mapping of parameters; -p replaces one of them or adds
-one. Each notebook is given those that it declares. The pages go to build/report/, figures and MathJax
-included, so that they can be read offline. Where the parameter OUTPUT is "." (profiles paper and train)
-the executed notebooks also replace those in notebooks/, once all have succeeded.
+one. Each notebook is given those that it declares. The pages go to build/report/, and load
+nothing from elsewhere, so that they can be read offline. Where the parameter OUTPUT is "." (profiles paper and train)
+the executed notebooks also replace those in notebooks/, once all have succeeded. With --recorded nothing is executed: the pages
+show the notebooks as they are.
 """
 
 import argparse
 import ast
-import html
 import os
 import re
 import shutil
@@ -19,12 +19,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import jupyter_server_mathjax
 import nbformat
 import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -32,22 +30,13 @@ from tqdm import tqdm
 from n2s_utils import cli
 from n2s_utils.cli import InputError
 from n2s_utils.files import ROOT, atomic_write, locked, require_checkout
+from n2s_utils.report.layout import write_page
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "build" / "report"
 PROGRESS = re.compile(r".+: \d+/\d+, [\d:?]+ left")
-
-# The usual page, with links at both ends and without scripts from a CDN; STIX is the one font that comes with MathJax.
-TEMPLATE = """{% extends 'lab/index.html.j2' %}
-{% block html_head_js %}
-<script type="text/x-mathjax-config">
-MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], preferredFont: null, imageFont: null, webFont: "STIX-Web"}});
-</script>
-{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block body_header %}{{ super() }}{{ resources.links }}{% endblock %}
-{% block body_footer %}{{ resources.links }}{{ super() }}{% endblock %}
-"""
+ABOUT = "A network learns the score of noisy pictures from noisy pictures alone; Tweedie's formula turns it into denoised ones."
+CAPTION = re.compile(r"(<figcaption>.*<small>Cell )\d+")
 
 
 def plan(profile: str, changes: dict, only: list[str], folder: Path = NOTEBOOKS) -> dict[Path, dict]:
@@ -109,28 +98,29 @@ def prepare(runs: dict[Path, dict], folder: str | Path) -> None:
         papermill.execute_notebook(path, Path(folder) / path.name, parameters, prepare_only=True, progress_bar=False)
 
 
-def build(runs: dict[Path, dict], pages: Path = PAGES, figures: Path = ROOT / "figures") -> None:
-    """Execute the notebooks and write `pages`: each as .ipynb and HTML, index.html, MathJax.
+def build(runs: dict[Path, dict], pages: Path = PAGES, figures: Path = ROOT / "figures", recorded: bool = False) -> None:
+    """Execute the notebooks, unless their outputs are to be taken as `recorded`, and write `pages`: each as .ipynb and HTML, and
+    index.html.
 
     The pages are built beside, and take their place once all have succeeded; those of notebooks that were not to run stay. Raises
     InputError naming notebook and cell at the first failure; the pages so far then stand beside, the last shows the error, and
     `pages`, notebooks and `figures` are as they were.
     """
     with locked(pages):
-        _build(runs, pages, figures)
+        _build(runs, pages, figures, recorded)
 
 
-def _build(runs: dict[Path, dict], pages: Path, figures: Path) -> None:
+def _build(runs: dict[Path, dict], pages: Path, figures: Path, recorded: bool) -> None:
     beside, before = (pages.with_name(f"{pages.name}.{end}") for end in ("part", "before"))
     shutil.rmtree(beside, ignore_errors=True)
     notebooks = sorted(next(iter(runs)).parent.glob("*.ipynb"))
     if len(runs) < len(notebooks) and pages.is_dir():
         shutil.copytree(pages, beside)
-    shutil.copytree(Path(jupyter_server_mathjax.__file__).parent / "static", beside / "mathjax", dirs_exist_ok=True)
+    beside.mkdir(parents=True, exist_ok=True)
     shown = [path for path in notebooks if path in runs or (beside / f"{path.stem}.html").exists()]
-    published = [path for path, parameters in runs.items() if parameters.get("OUTPUT") == "."]
+    published = [path for path, parameters in runs.items() if parameters.get("OUTPUT") == "." and not recorded]
     with _unchanged_on_failure(figures) if published else nullcontext():
-        done = _execute_all(runs, shown, beside)
+        done = _pages_of(runs, shown, beside, recorded)
     shutil.rmtree(before, ignore_errors=True)
     if pages.exists():
         pages.rename(before)
@@ -140,28 +130,33 @@ def _build(runs: dict[Path, dict], pages: Path, figures: Path) -> None:
         _write_back(path, done[path])
 
 
-def _execute_all(runs: dict[Path, dict], shown: list[Path], pages: Path) -> dict[Path, NotebookNode]:
-    """Execute the notebooks `runs` into `pages`, among those of `shown`."""
+def _pages_of(runs: dict[Path, dict], shown: list[Path], pages: Path, recorded: bool) -> dict[Path, NotebookNode]:
+    """Execute the notebooks `runs` into `pages`, or take them as they are; `shown` are all that have or will have a page."""
     done: dict[Path, NotebookNode] = {}
     taken: dict[Path, str] = {}
+    chapters = {path.stem: _title(path) for path in shown}
     for path, parameters in runs.items():
         print(f"{path.stem} ... ", end="", flush=True)
         begin, error = time.monotonic(), None
         try:
-            _execute(path, pages / path.name, parameters)
+            shutil.copy(path, pages / path.name) if recorded else _execute(path, pages / path.name, parameters)
         except InputError as failure:
             error = failure
-        taken[path] = " (failed)" if error else f" ({tqdm.format_interval(time.monotonic() - begin)})"
-        print(taken[path].strip(" ()"), flush=True)
+        taken[path] = " (failed)" if error else "" if recorded else f" ({tqdm.format_interval(time.monotonic() - begin)})"
+        print(taken[path].strip(" ()") or "as recorded", flush=True)
         done[path] = nbformat.read(pages / path.name, 4)
-        _write_page(done[path], pages / f"{path.stem}.html", _links([p.stem for p in shown], shown.index(path)))
+        write_page(done[path], pages / f"{path.stem}.html", chapters)
         there = [path for path in shown if (pages / f"{path.stem}.html").exists()]
-        index = [f"- [{_title(path)}]({path.stem}.html){taken.get(path, '')}. {_claim(path)}" for path in there]
-        contents = nbformat.v4.new_markdown_cell("# Noise2Score, reproduced\n\n" + "\n".join(index))
-        _write_page(nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"}), pages / "index.html", "")
+        _write_index([f"- [{_title(path)}]({path.stem}.html){taken.get(path, '')}. {_claim(path)}" for path in there], pages, chapters)
         if error:
             raise InputError(f"{error}; the pages so far: {pages}")
     return done
+
+
+def _write_index(lines: list[str], pages: Path, chapters: dict[str, str]) -> None:
+    contents = nbformat.v4.new_markdown_cell(f"# Noise2Score, reproduced\n\n{ABOUT}\n\n" + "\n".join(lines))
+    notebook = nbformat.v4.new_notebook(cells=[contents], metadata={"title": "Noise2Score, reproduced"})
+    write_page(notebook, pages / "index.html", chapters)
 
 
 def _execute(path: Path, output: Path, parameters: dict) -> None:
@@ -190,20 +185,6 @@ def _execute(path: Path, output: Path, parameters: dict) -> None:
     number = sum("injected-parameters" not in cell.metadata.tags for cell in started)  # as in the notebook itself
     line = next(iter(started[-1].source.splitlines()), "")
     raise InputError(f"{path.name}, code cell {number} ({line.strip()}): {reason}")
-
-
-def _write_page(notebook: NotebookNode, page: Path, links: str) -> None:
-    exporter = HTMLExporter(raw_template=TEMPLATE, mathjax_url="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe")
-    text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": page.stem}, "links": links})
-    with atomic_write(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _links(names: list[str], number: int) -> str:
-    """Links to the page before, the index and the page after number `number`."""
-    places = {"previous": names[number - 1 : number], "index": ["index"], "next": names[number + 1 : number + 2]}
-    links = [f'<a href="{html.escape(name)}.html">{label}</a>' for label, found in places.items() for name in found]
-    return f'<nav class="jp-RenderedHTMLCommon" style="text-align: center">{" · ".join(links)}</nav>'
 
 
 def _title(path: Path) -> str:
@@ -249,6 +230,8 @@ def _write_back(path: Path, executed: NotebookNode) -> None:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
+            if "text/html" in output.get("data", {}):  # a caption names its cell
+                output.data["text/html"] = CAPTION.sub(rf"\g<1>{count}", output.data["text/html"])
     with atomic_write(path) as temporary:
         nbformat.write(notebook, temporary)
 
@@ -272,6 +255,7 @@ def main() -> None:
     parser.add_argument("--profile", default="sample", help="of notebooks/profiles (default sample)")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter, e.g. -p DEVICE cuda")
     parser.add_argument("--prepare", metavar="FOLDER", help="only write the notebooks with their parameters to FOLDER")
+    parser.add_argument("--recorded", action="store_true", help="execute nothing: pages of the notebooks as they are")
     arguments = parser.parse_args()
     changes = {name: _value(value) for name, value in arguments.p}
     runs = plan(arguments.profile, changes, arguments.notebooks)
@@ -279,7 +263,7 @@ def main() -> None:
         prepare(runs, arguments.prepare)
     else:
         os.environ.pop("MPLBACKEND", None)  # the kernels' own puts figures into the notebook
-        build(runs)
+        build(runs, recorded=arguments.recorded)
         print(f"pages: {(PAGES / 'index.html').relative_to(ROOT)}")
 
 

@@ -1,7 +1,4 @@
-"""The PSNR tables, from result rows and published figures: python -m n2s_utils.report.tables
-
-Run as a command it rewrites the tables in README.md; notebook 05 shows the same ones.
-"""
+"""The PSNR tables of notebook 05 and the README, from result rows and published figures."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from n2s_utils import cli, noise
+from n2s_utils import noise
 from n2s_utils.cli import InputError
 from n2s_utils.evaluation import read_rows, write_table
-from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.files import ROOT
 from n2s_utils.report.figures import to_markdown
 
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
@@ -200,45 +197,3 @@ def main_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
     """`main_table` of every model, as Markdown."""
     parts = [f"**{name.capitalize()} noise**\n\n{to_markdown(main_table(results, published, name))}" for name in TABLE_2]
     return "\n\n".join(parts)
-
-
-def speed_table() -> str:
-    """The last record of `make bench`, as Markdown."""
-    record = pd.read_csv(ROOT / "data" / "results" / "studies" / "bench.csv")
-    lines = ["| what | | on |", "|---|---:|---|"]
-    lines += [f"| {row.work} | {row.value:.4g} {row.unit} | {row.device}, {row.instructions} |" for row in record.itertuples()]
-    return "\n".join(lines)
-
-
-def readme_with(parts: dict[str, str], readme: str) -> str:
-    """README text with each part between the two marks of its name; raises InputError if they are not there."""
-    for name, part in parts.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, mark, rest = readme.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (mark and closed):
-            raise InputError(f"README.md: the marks {begin} and {end} are missing; put them where the table belongs")
-        readme = f"{before}{begin}\n{part}\n{end}{after}"
-    return readme
-
-
-def readme_parts() -> dict[str, str]:
-    """Name of the marks -> what stands between them."""
-    results, published = read_results(), read_published()
-    return {
-        "psnr-table": main_tables(results, published),
-        "speed-table": speed_table(),
-    }
-
-
-def main() -> None:
-    path = ROOT / "README.md"
-    parts = readme_parts()
-    text = readme_with(parts, path.read_text(encoding="utf-8"))
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print("\n\n".join(parts.values()))
-
-
-if __name__ == "__main__":
-    cli.run(main)

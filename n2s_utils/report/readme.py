@@ -1,0 +1,122 @@
+"""What the README takes from the rows, its tables and the numbers of its prose: python -m n2s_utils.report.readme
+
+Rewrites the tables in README.md, and data/results/studies/headline.csv, where a test finds every number of the prose.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from n2s_utils import cli
+from n2s_utils.cli import InputError
+from n2s_utils.evaluation import write_table
+from n2s_utils.files import ROOT, atomic_write
+from n2s_utils.report import tables
+
+PLACE = ROOT / "data" / "results" / "studies" / "headline.csv"
+STUDIES = PLACE.parent
+WHY = "studies/why_23_db.csv"
+
+
+def headline() -> pd.DataFrame:
+    """Columns claim, value (two decimals) and rows, the table under data/results that it comes from."""
+    rows = [*_against_paper_and_twin(), *_unknown(), *_coordinates(), *_earlier(), *_beyond()]
+    return pd.DataFrame(rows, columns=["claim", "value", "rows"]).dropna().round({"value": 2}).reset_index(drop=True)
+
+
+def _against_paper_and_twin() -> Iterator[tuple[str, float, str]]:
+    results, published = tables.read_results(), tables.read_published()
+    models = {name: tables.model_table(results, published, name) for name in tables.TABLE_2}
+    for label, row in models["gaussian"].iterrows():
+        place = f"{str(label).replace(', ', '-gaussian')}.csv"
+        yield f"ours, {label}", row.ours, place
+        yield f"ours to the paper, {label}", row["to the paper"], place
+        yield f"ours to the twin, {label}", row["to the twin"], place
+        yield f"paired interval, {label}", row.paired, place
+        yield f"AR-DAE, {label}", row["AR-DAE"], place
+        yield f"AR-DAE to the paper, {label}", row["AR-DAE"] - row.paper, place
+    for name, table in models.items():
+        rows = f"*-{name}*.csv"
+        yield f"least distance to the paper, {name}", table["to the paper"].min(), rows
+        yield f"largest distance to the paper, {name}", table["to the paper"].max(), rows
+    every = pd.concat(models.values())
+    yield "least distance to the twin", every["to the twin"].max(), "*.csv"
+    yield "largest distance to the twin", every["to the twin"].min(), "*.csv"
+    for label, row in every[every["to the paper"] < 0].iterrows():
+        yield f"below the paper, {label}", row["to the paper"], "*.csv"
+
+
+def _unknown() -> Iterator[tuple[str, float, str]]:
+    rows = tables.read_results()
+    ours = rows[(rows.method == tables.OURS) & (rows.seed == 0) & rows.dataset.isin(tables.DATASETS)]
+    keys = ["noise", "parameter", "dataset"]
+    means = [tables.pick(ours, known, "general").groupby(keys).psnr.mean() for known in (1, 0)]
+    yield "most that an unknown parameter costs", (means[0] - means[1]).max(), "*-unknown.csv"
+
+
+def _coordinates() -> Iterator[tuple[str, float, str]]:
+    for run, row in _study("gamma_loss").iterrows():
+        yield f"Gamma noise, run {run}", row["psnr-gamma100"], "studies/gamma_loss.csv"
+
+
+def _earlier() -> Iterator[tuple[str, float, str]]:
+    runs = _study("why_23_db").psnr
+    yield "the earlier configuration", runs["published-untuned"], WHY
+    yield "the same without the ReLU", runs["published-untuned-without-relu-output"], WHY
+    yield "50 pictures in place of 400", runs["ours-on-50"] - runs["ours-long"], WHY
+    clamped = pd.read_csv(STUDIES / "clamped.csv")
+    for column in ("two_sided_in_range", "clamped_in_range"):
+        yield f"our score, {column}", clamped[column].mean(), "studies/clamped.csv"
+
+
+def _beyond() -> Iterator[tuple[str, float, str]]:
+    rows = pd.read_csv(STUDIES / "averaging.csv")
+    means = rows[rows.network == tables.OURS].groupby(["sigma", "way"]).psnr.mean()
+    for sigma in (25.0, 50.0):
+        yield f"mean over eight flips and turns, σ {sigma:g}", means[sigma, "x8"] - means[sigma, "one pass"], "studies/averaging.csv"
+
+
+def _study(name: str) -> Any:
+    return pd.read_csv(STUDIES / f"{name}.csv", index_col="run")
+
+
+def speed_table() -> str:
+    """The last record of `make bench`, as Markdown."""
+    record = pd.read_csv(ROOT / "data" / "results" / "studies" / "bench.csv")
+    lines = ["| what | | on |", "|---|---:|---|"]
+    lines += [f"| {row.work} | {row.value:.4g} {row.unit} | {row.device}, {row.instructions} |" for row in record.itertuples()]
+    return "\n".join(lines)
+
+
+def readme_with(parts: dict[str, str], readme: str) -> str:
+    """README text with each part between the two marks of its name; raises InputError if they are not there."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, mark, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (mark and closed):
+            raise InputError(f"README.md: the marks {begin} and {end} are missing; put them where the table belongs")
+        readme = f"{before}{begin}\n{part}\n{end}{after}"
+    return readme
+
+
+def readme_parts() -> dict[str, str]:
+    """Name of the marks -> what stands between them."""
+    return {
+        "psnr-table": tables.main_tables(tables.read_results(), tables.read_published()),
+        "speed-table": speed_table(),
+    }
+
+
+def main() -> None:
+    write_table(headline(), PLACE)
+    path = ROOT / "README.md"
+    text = readme_with(readme_parts(), path.read_text(encoding="utf-8"))
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{path.name} and {PLACE.name} are those of the rows")
+
+
+if __name__ == "__main__":
+    cli.run(main)
