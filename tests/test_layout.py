@@ -24,7 +24,8 @@ def test_habits_of_tex(tex, pieces):
 
 @pytest.fixture
 def page(tmp_path):
-    prose = "# 7. Why\n\nIt is $x^2$, or\n\n$$y = x$$\n\nand `a $b$ c`.\n\n## 7.1 How much\n\nSee [6](06_six.ipynb#6.1-A) and [rows](../data/README.md)."
+    links = "See [6](06_six.ipynb#6.1-A) and [rows](../data/README.md)."
+    prose = f"# 7. Why\n\nIt is $x^2$, or\n\n$$y = x$$\n\nand `a $b$ c`.\n\n## 7.1 How much\n\n{links}"
     image = new_output("display_data", {"image/png": "AAAA"}, metadata={"image/png": {"alt": "A dot."}})
     table = new_output("display_data", {"text/markdown": "| a |\n|---|\n| $z$ |"})
     hidden = new_code_cell("secret = 1", execution_count=1, metadata={"jupyter": {"source_hidden": True}}, outputs=[image])
