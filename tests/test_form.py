@@ -47,7 +47,7 @@ def sentences(text: str) -> list[str]:
     text = LINK.sub(r"\1", text)
     lines = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "#", "!["))]
     blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
-    parts = [part for block in blocks for part in re.split(r"(?<=[.!?:;])[*_)”\"]*\s+", " ".join(block.split()))]
+    parts = [part for block in blocks for part in re.split(r"(?<=[.!?])[*_)”\"]*\s+", " ".join(block.split()))]
     return [part for part in parts if part.strip("-*_ ")]
 
 

@@ -54,11 +54,13 @@ def save(figure: Figure, name: str, output: str, caption: str, rows: str = "") -
 
 
 def table(rows: pd.DataFrame, caption: str, digits: int = 2) -> Markdown:
-    """`rows` as a table under its `caption` (Markdown): numbers with `digits` decimals, a dash where there is none.
+    """`rows` as a table under its `caption` (Markdown, the first sentence in bold): numbers with `digits` decimals, a dash where
+    there is none.
 
     Raises ValueError for more than seven columns, those of the index counted: a narrow screen shows no more.
     """
-    return Markdown(f"**{caption}**\n\n{to_markdown(rows, digits)}")
+    first, end, rest = caption.partition(". ")
+    return Markdown(f"**{first}{end.strip()}** {rest}".rstrip() + f"\n\n{to_markdown(rows, digits)}")
 
 
 def to_markdown(rows: pd.DataFrame, digits: int = 2) -> str:

@@ -57,11 +57,12 @@ def _render_formulas(part: Tag) -> None:
 def mathml(tex: str, block: bool = False) -> str:
     """TeX as MathML, on a line of its own or not; a command that is not known stays as it is, to be seen.
 
-    What the converter does not know is spelled out first: an argument without braces, a function set off from its argument, a prime.
+    What the converter does not know is spelled out first: an argument without braces, a function set off from its argument, a prime,
+    a double bar.
     """
     tex = re.sub(r"\\(mathbb|mathcal|mathbf)\s+(\w)", r"\\\1{\2}", tex)
     tex = re.sub(r"\\(log|exp|max|min|div)\s+(?=[\w\\])", r"\\\1\\, ", tex)
-    tex = re.sub(r"(\\[a-zA-Z]+|\w|\))'", r"{\1′}", tex)
+    tex = re.sub(r"(\\[a-zA-Z]+|\w)'", r"{\1′}", tex).replace("'", "′").replace(r"\|", "‖")
     return convert(tex.replace(r"\arg", r"\operatorname{arg}"), display="block" if block else "inline")
 
 

@@ -34,7 +34,7 @@ from n2s_utils.report.layout import write_page
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "build" / "report"
-PROGRESS = re.compile(r".+: \d+/\d+, [\d:?]+ left")
+PROGRESS = re.compile(r".+: (\d+/\d+, [\d:?]+ left|[\d.]+ minutes allow [\d,]+ crops)")
 ABOUT = "A network learns the score of noisy pictures from noisy pictures alone; Tweedie's formula turns it into denoised ones."
 CAPTION = re.compile(r"(<figcaption>.*<small>Cell )\d+")
 
