@@ -19,6 +19,7 @@ LOOK = """(() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')),
     ids: [...document.querySelectorAll('[id]')].map(e => e.id),
     images: [...document.querySelectorAll('img')].map(i => [i.alt, i.naturalWidth]),
+    tables: [...document.querySelectorAll('div.table')].map(d => [d.scrollWidth - d.clientWidth, d.textContent.trim().slice(0, 60)]),
     formulas: [...document.querySelectorAll('math')].map(m => [m.getBoundingClientRect().width, m.textContent]),
     text: (e => { e.querySelectorAll('script, style, pre, code, annotation').forEach(x => x.remove()); return e.textContent })
         (document.querySelector('main').cloneNode(true)),

@@ -63,8 +63,6 @@ def test_a_table_without_an_index_has_none_and_a_wide_one_is_refused():
 
 
 def test_parameters_say_whose_numbers_the_text_has():
-    paper, sample = (figures.parameters(PROFILE=profile, SETS=["a"] * 5, PHOTO="").data for profile in ("paper", "sample"))
-    assert (
-        paper == "*This run:* profile `paper`, `SETS` 5 of them, `PHOTO` empty. The numbers in the text are those of the profile `paper`."
-    )
+    paper, sample = (figures.parameters(PROFILE=profile, SETS=["a", ["b", 2.0]], PHOTO="").data for profile in ("paper", "sample"))
+    assert paper == "*This run:* profile `paper`, `SETS` a, b 2, `PHOTO` empty. The numbers in the text are those of the profile `paper`."
     assert sample.endswith("those of the profile `paper`; below are those of this run.")

@@ -48,6 +48,11 @@ def test_the_body_does_not_scroll_sideways(seen, name, width):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_tables_fit_a_narrow_screen(seen, name):
+    assert [text for over, text in seen[name, 400]["tables"] if over > 0] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_formula_is_rendered(seen, name):
     look = seen[name, 1200]
     assert [formula for width, formula in look["formulas"] if width == 0] == []

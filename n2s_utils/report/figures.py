@@ -31,7 +31,7 @@ def save(figure: Figure, name: str, output: str, caption: str, rows: str = "") -
     """Show `figure` once in the notebook, with `caption` (plain text, a sentence or two) as alternative text and below it, and write
     it to OUTPUT/figures/NAME, OUTPUT relative to the repository's root.
 
-    A line under the caption names the cell, and `rows`, the table under data/results that the figure was drawn from, where there is
+    A line under the caption names the cell, and `rows`, the table (or folder) that the figure was drawn from, where there is
     one. Plots become .png of 256 colours; figures that hold pictures .jpg, since noise makes a PNG several times as large. In the
     repository itself (OUTPUT ".") only what the README links is written: the notebook holds the others.
     """
@@ -82,10 +82,16 @@ def to_markdown(rows: pd.DataFrame, digits: int = 2) -> str:
 
 def parameters(PROFILE: str, **values: object) -> Markdown:  # noqa: N803 named as in the notebooks
     """What a notebook was run with, and whether the numbers in its text are those of this run."""
-    shown = {name: f"{len(value)} of them" if isinstance(value, list) and len(value) > 4 else value for name, value in values.items()}
-    parts = [f"profile `{PROFILE}`", *(f"`{name}` {value if value != '' else 'empty'}" for name, value in shown.items())]
+    parts = [f"profile `{PROFILE}`", *(f"`{name}` {_listed(value)}" for name, value in values.items())]
     same = "The numbers in the text are those of the profile `paper`" + ("." if PROFILE == "paper" else "; below are those of this run.")
     return Markdown(f"*This run:* {', '.join(parts)}. {same}")
+
+
+def _listed(value: object) -> str:
+    """A list without brackets and quotes, one within it set off by spaces alone."""
+    if isinstance(value, list):
+        return ", ".join(" ".join(map(_listed, part)) if isinstance(part, list) else _listed(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "empty"
 
 
 def _cell(value: object, form: str) -> str:
@@ -101,7 +107,7 @@ def _cell(value: object, form: str) -> str:
 def _origin(rows: str) -> str:
     shell = get_ipython()
     cell = len(shell.user_ns["In"]) - 1 if shell else "-"
-    place = f'; rows: <a href="../data/results/{rows}">{rows.rpartition("/")[2]}</a>' if rows else ""
+    place = f'; rows: <a href="../data/results/{rows}">{rows.rstrip("/").rpartition("/")[2]}</a>' if rows else ""
     return f"Cell {cell}{place}"
 
 
