@@ -186,3 +186,12 @@ def test_lines_of_progress_are_not_kept_in_a_notebook(folder, tmp_path):
     pages.build(pages.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
     first, second = nbformat.read(folder / "01_one.ipynb", 4).cells[-2:]
     assert first.outputs == [] and second.outputs[0].text == "mean: 3/4 of it left\n"
+
+
+def test_a_caption_names_its_cell_as_the_notebook_counts(folder, tmp_path):
+    line = "from IPython.display import HTML; HTML(f'<figcaption>A dot.<br><small>Cell {len(In) - 1}</small></figcaption>')"
+    write(folder, "01_one", line)
+    pages.build(pages.plan("paper", {}, ["01_one"], folder), tmp_path / "pages")
+    cell = nbformat.read(folder / "01_one.ipynb", 4).cells[-1]
+    assert cell.execution_count == 2 and "<small>Cell 2</small>" in cell.outputs[0].data["text/html"]
+    assert "<small>Cell 3</small>" in (tmp_path / "pages" / "01_one.html").read_text()  # that of the parameters counts there

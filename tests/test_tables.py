@@ -92,9 +92,9 @@ def test_rows_of_an_estimated_parameter_and_of_another_network_are_never_average
 def test_paired_differences_have_the_interval_of_their_own_mean():
     above = {tables.OURS: (0, 0, 0), tables.TWIN: (0.1, 0.2, -0.3)}
     parts = [rows({(str(image), 0): 30 + image + above[method][image] for image in range(3)}).assign(method=method) for method in above]
-    [(mean, interval, share)] = tables.paired(pd.concat(parts)).to_numpy()
+    [(mean, interval)] = tables.paired(pd.concat(parts)).to_numpy()
     # Differences -0.1, -0.2, 0.3: mean 0, standard deviation 0.2646, and t = 4.303 for two degrees of freedom.
-    assert (mean, interval, share) == pytest.approx((0, 4.3027 * 0.26458 / 3**0.5, 1 / 3), abs=1e-4)
+    assert (mean, interval) == pytest.approx((0, 4.3027 * 0.26458 / 3**0.5), abs=1e-4)
 
 
 def test_two_networks_of_one_kind_are_refused_by_name(refused):
