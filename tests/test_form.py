@@ -155,6 +155,13 @@ def test_every_number_of_the_readme_stands_in_a_table():
     assert numbers and [number for number in numbers if number not in known] == []
 
 
+def test_the_readme_counts_the_cells_as_the_rows_do():
+    counts = readme.headline().set_index("claim").value
+    reached, compared = counts["cells at or above it"], counts["cells with a figure of the paper"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Ours reaches {reached:.0f} of the other {compared:.0f}." in text and f"in all {compared:.0f} (" in text
+
+
 def test_the_headline_is_that_of_the_rows():
     recorded = pd.read_csv(readme.PLACE)
     pd.testing.assert_frame_equal(recorded, readme.headline(), check_dtype=False)

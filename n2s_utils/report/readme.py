@@ -41,6 +41,8 @@ def _against_paper_and_twin() -> Iterator[tuple[str, float, str]]:
         yield f"least distance to the paper, {name}", table["to the paper"].min(), rows
         yield f"largest distance to the paper, {name}", table["to the paper"].max(), rows
     every = pd.concat(models.values())
+    yield "cells with a figure of the paper", every["to the paper"].count(), "*.csv"
+    yield "cells at or above it", (every["to the paper"] >= 0).sum(), "*.csv"
     yield "least distance to the twin", every["to the twin"].max(), "*.csv"
     yield "largest distance to the twin", every["to the twin"].min(), "*.csv"
     for label, row in every[every["to the paper"] < 0].iterrows():
