@@ -68,20 +68,23 @@ def mathml(tex: str, block: bool = False) -> str:
 
 def _on_page(href: str, folder: Path) -> str:
     """A link as a notebook has it, from a page in `folder`: to another page, or to a file of the repository."""
+    if href.startswith(SCHEMES):
+        return href
     target, mark, anchor = href.partition("#")
-    if href.startswith(SCHEMES) or not target.startswith("../"):
-        return f"{target.removesuffix('.ipynb')}.html{mark}{anchor}" if target.endswith(".ipynb") else href
-    return os.path.relpath(ROOT / target.removeprefix("../"), folder).replace(os.sep, "/") + mark + anchor
+    if target.startswith("../"):
+        target = os.path.relpath(ROOT / target.removeprefix("../"), folder).replace(os.sep, "/")
+    elif target.endswith(".ipynb"):
+        target = target.removesuffix("ipynb") + "html"
+    return target + mark + anchor
 
 
 def _neighbours(name: str, chapters: dict[str, str]) -> str:
     """Links to the page before, the index and the page after."""
     names = list(chapters)
-    place = names.index(name) if name in names else -1
-    found = {"←": names[place - 1 : place] if place > 0 else [], "": ["index"], "→": names[place + 1 : place + 2]}
-    label = {"←": "← {}", "": "{}", "→": "{} →"}
-    titles = {"index": "All chapters"} | chapters
-    links = [f'<a href="{html.escape(n)}.html">{html.escape(label[way].format(titles[n]))}</a>' for way, ns in found.items() for n in ns]
+    place = names.index(name) if name in names else None  # the index has no neighbours
+    before, after = ([], []) if place is None else (names[:place][-1:], names[place + 1 :][:1])
+    labels = {page: f"← {chapters[page]}" for page in before} | {"index": "All chapters"} | {page: f"{chapters[page]} →" for page in after}
+    links = [f'<a href="{html.escape(page)}.html">{html.escape(label)}</a>' for page, label in labels.items()]
     return f'<nav class="neighbours">{"".join(links)}</nav>'
 
 

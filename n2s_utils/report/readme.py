@@ -4,7 +4,6 @@ Rewrites the tables in README.md, and data/results/studies/headline.csv, where a
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
@@ -21,12 +20,13 @@ WHY = "studies/why_23_db.csv"
 
 def headline() -> pd.DataFrame:
     """Columns claim, value (two decimals) and rows, the table under data/results that it comes from."""
-    rows = [*_against_paper_and_twin(), *_unknown(), *_coordinates(), *_earlier(), *_beyond()]
+    results = tables.read_results()
+    rows = [*_against_paper_and_twin(results), *_unknown(results), *_coordinates(), *_earlier(), *_beyond()]
     return pd.DataFrame(rows, columns=["claim", "value", "rows"]).dropna().round({"value": 2}).reset_index(drop=True)
 
 
-def _against_paper_and_twin() -> Iterator[tuple[str, float, str]]:
-    results, published = tables.read_results(), tables.read_published()
+def _against_paper_and_twin(results: pd.DataFrame) -> Iterator[tuple[str, float, str]]:
+    published = tables.read_published()
     models = {name: tables.model_table(results, published, name) for name in tables.TABLE_2}
     for label, row in models["gaussian"].iterrows():
         place = f"{str(label).replace(', ', '-gaussian')}.csv"
@@ -49,8 +49,7 @@ def _against_paper_and_twin() -> Iterator[tuple[str, float, str]]:
         yield f"below the paper, {label}", row["to the paper"], "*.csv"
 
 
-def _unknown() -> Iterator[tuple[str, float, str]]:
-    rows = tables.read_results()
+def _unknown(rows: pd.DataFrame) -> Iterator[tuple[str, float, str]]:
     ours = rows[(rows.method == tables.OURS) & (rows.seed == 0) & rows.dataset.isin(tables.DATASETS)]
     keys = ["noise", "parameter", "dataset"]
     means = [tables.pick(ours, known, "general").groupby(keys).psnr.mean() for known in (1, 0)]
@@ -79,7 +78,7 @@ def _beyond() -> Iterator[tuple[str, float, str]]:
         yield f"mean over eight flips and turns, σ {sigma:g}", means[sigma, "x8"] - means[sigma, "one pass"], "studies/averaging.csv"
 
 
-def _study(name: str) -> Any:
+def _study(name: str) -> pd.DataFrame:
     return pd.read_csv(STUDIES / f"{name}.csv", index_col="run")
 
 

@@ -123,8 +123,7 @@ def psnr_table(
     figures = claims(published).reset_index()
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
     both = pick(of(results), 1, network)
-    pairs = paired(both[both.method.isin([OURS, TWIN])])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
-    intervals = dict(zip(pairs.index.get_level_values("dataset"), pairs, strict=True)) if len(pairs) else {}
+    intervals = paired(both).droplevel(["noise", "parameter"])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
     rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
@@ -137,7 +136,7 @@ def claims(published: pd.DataFrame) -> pd.Series:
 
 
 def _table_row(
-    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], pairs: dict[str, float], unknown: pd.Series
+    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], intervals: pd.Series, unknown: pd.Series
 ) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
@@ -147,7 +146,6 @@ def _table_row(
     twin = summary["mean"].get((dataset, TWIN), np.nan)
     return {
         "set": dataset,
-        "images": ours["images"],
         "noisy": summary["mean"][dataset, "noisy"],
         "non-local means": summary["mean"][dataset, "nlm"],
         "AR-DAE": summary["mean"].get((dataset, AR_DAE), np.nan),  # trained in colour only
@@ -158,7 +156,7 @@ def _table_row(
         "over pictures": ours["interval"],
         "twin": twin,
         "to the twin": ours["mean"] - twin,
-        "paired": pairs.get(dataset, np.nan),
+        "paired": intervals.get(dataset, np.nan),
         "paper's supervised": claim.get((dataset, "supervised"), np.nan),
         "earlier reproduction": claim.get((dataset, "earlier-reproduction"), np.nan),
         "estimated": unknown.get((dataset, OURS), np.nan),
