@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,6 +71,7 @@ class PerCrop:
 
     def __init__(self, models: Sequence[Model]):
         self.models = models
+        self._kinds: dict[tuple[int, torch.device], list[tuple[Model, torch.Tensor]]] = {}
 
     def sample(self, x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return np.concatenate([model.sample(part, generator) for model, part in zip(self.models, np.split(x, len(x)), strict=True)])
@@ -94,8 +95,33 @@ class PerCrop:
         return self._each("posterior_mean", c, score)
 
     def _each(self, method: str, *values: torch.Tensor) -> torch.Tensor:
-        crops = zip(*(value.split(1) for value in values), strict=True)
-        return torch.cat([getattr(model, method)(*crop) for model, crop in zip(cycle(self.models), crops, strict=False)])
+        result = torch.empty_like(values[0])
+        for model, crops in self._by_kind(len(values[0]), values[0].device):
+            part = getattr(model, method)(*(value.index_select(0, crops) for value in values))
+            result = result.index_copy(0, crops, part)
+        return result
+
+    def _by_kind(self, size: int, device: torch.device) -> list[tuple[Model, torch.Tensor]]:
+        """One model for all crops of a kind, its parameters (n, 1, 1, 1), and which of the `size` crops these are: a few calls
+        on many crops, where one on each would keep a GPU waiting.
+        """
+        if (size, device) not in self._kinds:
+            models = list(islice(cycle(self.models), size))
+            crops_of = {kind: [i for i, model in enumerate(models) if type(model) is kind] for kind in dict.fromkeys(map(type, models))}
+            self._kinds[size, device] = [
+                (_stacked([models[i] for i in crops], device), torch.tensor(crops).to(device, non_blocking=True))
+                for crops in crops_of.values()
+            ]
+        return self._kinds[size, device]
+
+
+def _stacked(models: list[Model], device: torch.device) -> Model:
+    """A model with the parameters of several of its kind, which were checked when those were made."""
+    stacked = object.__new__(type(models[0]))
+    for name in models[0].parameters:
+        values = torch.tensor([getattr(model, name) for model in models]).view(-1, 1, 1, 1)
+        object.__setattr__(stacked, name, values.to(device, non_blocking=True))
+    return stacked
 
 
 Noise = Model | PerCrop  # of a batch

@@ -100,7 +100,7 @@ class Gaussian(Unit):
 
     def variance(self, x: Values) -> Values:
         """Of the noise at intensity x."""
-        return _library(x).full_like(x, self.std**2)
+        return _library(x).ones_like(x) * self.std**2
 
     def coordinate(self, y: Values) -> Values:
         return y / self.std
@@ -146,8 +146,7 @@ class Poisson(_Model):
 
     def coordinate(self, y: Values) -> Values:
         """Raises InputError for negative intensities, which no count has."""
-        if not self.read_variance:
-            check_not_negative(self.name, y)
+        check_not_negative(self.name, y)
         return y / self.zeta
 
     def _root(self, c: Values) -> Values:
@@ -198,6 +197,9 @@ class PoissonGaussian(Poisson):
     def sample(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One noisy realization of x; x must not be negative."""
         return Gaussian(self.sigma).sample(super().sample(x, rng), rng)
+
+    def coordinate(self, y: Values) -> Values:
+        return y / self.zeta
 
 
 @dataclass(frozen=True)

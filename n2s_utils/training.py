@@ -119,8 +119,9 @@ class Run:
         self.optimizer = Optimizer(model, settings)
         if saved:
             self._restore(saved)
-        wrapped = group.wrap(model)
-        self.forward = torch.compile(wrapped) if config.machine.compile else wrapped
+        if config.machine.compile:
+            model.network.compile()  # alone: what is around it depends on the noise of the batch
+        self.forward = group.wrap(model)
 
     def _network(self) -> ScoreNetwork:
         model = self.config.network.build(self.feed.channels)
@@ -128,7 +129,7 @@ class Run:
             raise InputError(f"crop = {self.config.optimisation.crop}: give a multiple of {model.stride}")
         if self.start:
             first, built = load_weights(self.start, model.channels), load_record(self.start)["config"]["network"]
-            fixed = [key for key in ("name", "deviation", "output_scale", "shared_blocks") if key in built]
+            fixed = [key for key in ("name", "deviation", "output_scale", "shared_blocks", "width") if key in built]
             as_built = " and ".join(f"{key} = {built[key]!r}" for key in fixed if built[key] != getattr(self.config.network, key))
             if as_built:
                 raise InputError(f"start = {self.config.start!r}: of another network; give {as_built} in [network]")

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from conftest import GAMMA, PAIR, POISSON, POISSON_GAUSSIAN, TINY, TWIN, tiny
 from safetensors.torch import load_file
 
@@ -332,7 +333,7 @@ def test_a_start_serves_another_noise_level_by_a_change_of_variables(tiny_sets, 
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("changes", [{"output_scale": 1.0}, {"deviation": 0.2}, {"shared_blocks": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"output_scale": 1.0}, {"deviation": 0.2}, {"shared_blocks": True}, {"width": 12}], ids=str)
 def test_a_start_of_another_network_is_refused(tiny_sets, tmp_path, refused, changes):
     first = train(tiny(crops=1, **changes), tmp_path)
     [(name, value)] = changes.items()
@@ -931,3 +932,17 @@ def test_a_start_whose_record_does_not_say_how_it_was_trained_is_refused(tiny_se
     with refused("first.json", "does not say how the weights were trained"):
         train(tiny(start="first"), tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_network_is_compiled_once_though_every_batch_has_another_noise(tiny_sets, tmp_path, monkeypatch):
+    mixture = {"model": "mixture", "sigma": [5, 60], "zeta": [0.003, 0.1], "k": [20, 150]}
+    plain = train(tiny(name="plain", noise=mixture, crops=12), tmp_path)
+    compiled = torch.nn.Module.compile
+    # Dynamo's own backend takes the same graphs as the default one, and needs no compiler.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    path = train(tiny(name="compiled", noise=mixture, crops=12, compile=True), tmp_path)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for name, tensor in load_file(plain).items():
+        torch.testing.assert_close(load_file(path)[name], tensor)
