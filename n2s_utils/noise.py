@@ -180,7 +180,8 @@ class Poisson(_Model):
 @dataclass(frozen=True)
 class PoissonGaussian(Poisson):
     """y = zeta Poisson(x / zeta) + N(0, (sigma / 255)^2), the noise of cameras. c = y / zeta; z = 2 sqrt(c + 3/8 + v) with
-    v = (sigma / 255 / zeta)^2, the generalised Anscombe transform. The rest is as for `Poisson`.
+    v = (sigma / 255 / zeta)^2, the generalised Anscombe transform, moved so that black is where counts alone have it: that is
+    what a network has seen. The rest is as for `Poisson`.
     """
 
     sigma: float
@@ -200,6 +201,16 @@ class PoissonGaussian(Poisson):
 
     def coordinate(self, y: Values) -> Values:
         return y / self.zeta
+
+    @property
+    def _moved(self) -> float:
+        return 2 * (3 / 8 + self.read_variance) ** 0.5 - 2 * (3 / 8) ** 0.5
+
+    def stabilise(self, c: Values) -> Values:
+        return super().stabilise(c) - self._moved
+
+    def inverse(self, z: Values) -> Values:
+        return super().inverse(z + self._moved)
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,13 @@ def test_arrays_and_tensors_give_the_same(model, dtype):
         np.testing.assert_allclose(theirs.numpy(), ours, **same)
 
 
+@pytest.mark.parametrize("sigma", [0.05, 10.0, 60.0])
+def test_with_read_out_noise_black_lies_where_counts_alone_have_it(sigma):
+    model, c = noise.PoissonGaussian(0.01, sigma), np.linspace(0, 100, 5)
+    assert model.stabilise(c)[0] == pytest.approx(noise.Poisson(0.01).stabilise(c)[0])
+    np.testing.assert_allclose(model.inverse(model.stabilise(c)), 0.01 * (c + 1 / 4))
+
+
 @MODELS
 def test_black_is_denoised_to_a_finite_value_without_a_warning(model):
     with np.errstate(all="raise"):

@@ -4,8 +4,8 @@ FILE is a TOML file such as data/results/studies/closing_the_gap.toml:
 
     [common]       tables of a training configuration (see n2s_utils.config) that all runs share
     [measure]      dataset, images (the first so many of it), held_out (pictures for SURE), s_a and draws of the recorruptions;
-                   `also`, other sets and how many images of each; `noises`, MODEL = [parameters, or lists of them] to measure
-                   on, where they are not that of the training: columns end in their labels
+                   `also`, other sets and how many images of each; `noises`, MODEL = [parameters] to measure on, where they
+                   are not that of the training: columns end in their labels
     [runs.NAME]    tables of this run; `extra` lists evaluations beside that in one pass (`psnr`): recorrupted, x8, or earlier:
                    `draws` evaluations of the whole sets as the earlier reproduction made them; `variant`, a key of
                    variants.VARIANTS; `measure`, what is different there
@@ -176,8 +176,7 @@ def _measured(run: Run, weights: Path) -> dict[str, Any]:
     record, measure = load_record(weights), run.measure
     row = {"settings": run.settings} | run.notes | {"objective": run.config.objective.name, "seed": run.config.optimisation.seed}
     row |= {key: record[key] for key in ("crops", "steps", "minutes", "device", "precision", "held_out_loss")}
-    chosen = [(name, value) for name, values in measure.get("noises", {}).items() for value in values]
-    models: list[Source] = [noise.make(name, *(value if isinstance(value, list) else [value])) for name, value in chosen]
+    models: list[Source] = [noise.make(name, value) for name, values in measure.get("noises", {}).items() for value in values]
     for model in models or [run.config.noise]:
         assert not isinstance(model, Mixture), f"{run.config.name}: a mixture is measured on the noises of [measure]"
         columns = _on_noise(run, Denoiser(load_weights(weights), varied_model(model, run.variant)))
@@ -192,7 +191,7 @@ def _on_noise(run: Run, single: Denoiser) -> dict[str, Any]:
         "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": partial(x8, single),
     }
-    row = {} if isinstance(model, PoissonGaussian) else _without_clean_pictures(single, run)
+    row = _without_clean_pictures(single, run)
     sets = {measure["dataset"]: measure["images"]} | measure.get("also", {})
     for kind in ("psnr", *run.extra):
         for dataset, images in sets.items():
