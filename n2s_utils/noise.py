@@ -121,7 +121,7 @@ class Poisson(_Model):
 
     Its posterior mean is Tweedie's formula in z, where the noise is nearly Gaussian, and the asymptotically unbiased inverse
     of z (Makitalo & Foi 2011). The formula as published, `published_mean`, multiplies the error of a learned score by an
-    exponential: with the exact score it is the better one, with a learned one far worse at few counts.
+    exponential: with the exact score it is the better one, with a learned one far worse at few counts in colour (notebook 08).
     Raises InputError if zeta is not a finite positive number.
     """
 
