@@ -41,12 +41,15 @@ def test_score_of_gaussian_data_at_any_sigma(sigma, deviation):
 
 @pytest.mark.parametrize("model", [noise.Poisson(0.05), noise.PoissonGaussian(0.05, 5.0)], ids=lambda model: model.name)
 def test_score_after_a_bent_change_of_variables(model):
-    """c of density exp(-c^2 / 200 + c / 7), and t = 2 deviation sqrt(c + 3/8 + v), so dc/dt = t / (2 deviation^2)."""
+    """c of density exp(-c^2 / 200 + c / 7), and t = deviation (w - w_0 + sqrt(3/2)) with w = 2 sqrt(c + 3/8 + v), w_0 that at c = 0:
+    black has one place whatever v, and dc/dt = w / (2 deviation).
+    """
     deviation, offset = 0.1, 3 / 8 + model.read_variance
 
     def log_density_of_t(t):
-        c = (t / (2 * deviation)) ** 2 - offset
-        return -(c**2) / 200 + c / 7 + torch.log(t)
+        w = t / deviation + 2 * offset**0.5 - 1.5**0.5
+        c = w**2 / 4 - offset
+        return -(c**2) / 200 + c / 7 + torch.log(w)
 
     network = ScoreNetwork(Exact(log_density_of_t), deviation)
     c = torch.linspace(0.01, 40, 16, dtype=torch.float64).view(1, 1, 4, 4)
