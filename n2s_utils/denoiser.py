@@ -38,7 +38,7 @@ class Denoiser:
 
         def posterior_mean(y: np.ndarray) -> np.ndarray:
             c = self.noise.coordinate(y)
-            return self.noise.posterior_mean(c, self._pass(c))
+            return (self.noise.regression_mean if self.network.regression else self.noise.posterior_mean)(c, self._pass(c))
 
         return self._in_tiles(y, posterior_mean)
 

@@ -91,8 +91,8 @@ class PerCrop:
     def curvature(self, c: torch.Tensor) -> torch.Tensor:
         return self._each("curvature", c)
 
-    def posterior_mean(self, c: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-        return self._each("posterior_mean", c, score)
+    def regression_mean(self, c: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        return self._each("regression_mean", c, score)
 
     def _each(self, method: str, *values: torch.Tensor) -> torch.Tensor:
         result = torch.empty_like(values[0])

@@ -51,11 +51,12 @@ class ScoreNetwork(nn.Module):
 
     So N learns the score of t, in which the noise has one deviation for every model, parameter and brightness (as the
     preconditioning of Karras et al. 2022 does for Gaussian noise), and weights trained at one noise are a start for every other.
+    `regression` says that the weights come from regression: what they put out is read by noise.regression_mean.
     """
 
     def __init__(self, network: nn.Module, deviation: float):
         super().__init__()
-        self.network, self.deviation = network, deviation
+        self.network, self.deviation, self.regression = network, deviation, False
         self.channels, self.stride, self.reach = (int(getattr(network, name)) for name in ("channels", "stride", "reach"))
 
     def forward(self, c: torch.Tensor, noise: Noise) -> torch.Tensor:
@@ -72,5 +73,5 @@ class ScoreNetwork(nn.Module):
         weight = 1 / (self.deviation * noise.slope(c)) ** 2
         if not power:
             return weight
-        variance = noise.variance(noise.posterior_mean(c, noise.curvature(c)))
+        variance = noise.variance(noise.regression_mean(c, noise.curvature(c)))
         return (variance / REFERENCE) ** power * weight

@@ -14,6 +14,7 @@ notebook 01 derives them and says which posterior functional each one really is.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import Any, ClassVar, Self, TypeVar
@@ -28,7 +29,7 @@ Values = TypeVar("Values", np.ndarray, torch.Tensor)
 REFERENCE = (25 / 255) ** 2  # the variance of the noise that has weight 1 in a loss, whatever the power of its weights
 
 
-class _Model:
+class _Model(ABC):
     """What the models share: their parameters, as rows and file names give them."""
 
     name: ClassVar[str]
@@ -60,6 +61,14 @@ class _Model:
     def of(self, dataset: str, image: str) -> Self:
         """The noise of a picture of a set: the same for all."""
         return self
+
+    @abstractmethod
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """The picture x from the score l(c) of the noisy one, both of its shape."""
+
+    def regression_mean(self, c: Values, score: Values) -> Values:
+        """The same by the formula that regression is trained through, and that its networks are read by."""
+        return self.posterior_mean(c, score)
 
 
 class Unit(_Model):
@@ -119,14 +128,15 @@ class Poisson(_Model):
     """y = zeta Poisson(x / zeta): photon counts of gain zeta. c = y / zeta, the counts; z = 2 sqrt(c + 3/8) (Anscombe),
     continued as a straight line below c = 0, where only noise of our own leads.
 
-    Its posterior mean is Tweedie's formula in z, where the noise is nearly Gaussian, and the asymptotically unbiased inverse
-    of z (Makitalo & Foi 2011). The formula as published, `published_mean`, multiplies the error of a learned score by an
-    exponential: with the exact score it is the better one, with a learned one far worse at few counts in colour (notebook 08).
+    The score may be read in two ways. `regression_mean` is Tweedie's formula in z, where the noise is nearly Gaussian; at many
+    counts it falls short of a long step. `published_mean`, Kim & Ye's formula, is exact there, but at few counts its exponential
+    multiplies the error of a learned score. `posterior_mean` goes from the one to the other as the counts grow (notebook 08).
     Raises InputError if zeta is not a finite positive number.
     """
 
     zeta: float
     name = "poisson"
+    growth: ClassVar[float] = 1 / 6  # of p, see `posterior_mean`: chosen by Hudson's identity, on noisy pictures alone
 
     def __post_init__(self):
         _check_positive("zeta", self.zeta)
@@ -168,9 +178,19 @@ class Poisson(_Model):
         counts = (z.clip(lowest) ** 2 - lowest**2) / 4 + (z - lowest).clip(None, 0) * lowest / 2
         return self.zeta * (counts + 1 / 4)
 
-    def posterior_mean(self, c: Values, score: Values) -> Values:
+    def regression_mean(self, c: Values, score: Values) -> Values:
         """z' = z + l_z(z) with l_z = (l - (log g)') / g, then x = inverse(z')."""
         return self.inverse(self.stabilise(c) + (score - self.curvature(c)) / self.slope(c))
+
+    def posterior_mean(self, c: Values, score: Values) -> Values:
+        """z' = z + 2 w ((1 + u / p)^(p / 2) - 1), then x = inverse(z'), with w = sqrt(c + 3/8), u = l - (log g)', p = 2 + c / 6.
+
+        At c >= 0 that is x / zeta = w^2 (1 + u / p)^p - 1/8: `regression_mean` for p = 2, an exponential as in
+        `published_mean` for large p.
+        """
+        p = 2 + self.growth * c.clip(0)
+        factor = (1 + (score - self.curvature(c)) / p).clip(0) ** (p / 2)
+        return self.inverse(self.stabilise(c) + 2 * self._root(c) * (factor - 1))
 
     def published_mean(self, c: Values, score: Values) -> Values:
         """zeta (c + 1/2) exp(l(c)), Kim & Ye's formula (y + zeta/2) exp(l'(y / zeta))."""

@@ -154,7 +154,7 @@ class AntitheticARDAE(_LogUniform):
 @dataclass(frozen=True)
 class Regression:
     """The supervised twin (target: the clean image) and Noise2Noise (target: a second realization): the squared error of
-    the posterior mean, by the formula that evaluation uses, in units of the network's output:
+    the posterior mean, by the formula that its networks are read by, in units of the network's output:
 
     E|x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop.
     """
@@ -166,7 +166,7 @@ class Regression:
     def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise) -> torch.Tensor:
         variance = noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
         weight = (variance / REFERENCE) ** self.power / (self.deviation**2 * variance)
-        return (weight * (noise.posterior_mean(c, R(c)) - target).square()).mean()
+        return (weight * (noise.regression_mean(c, R(c)) - target).square()).mean()
 
 
 Objective = ScoreMatching | Regression

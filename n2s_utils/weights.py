@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from n2s_utils.cli import InputError
 from n2s_utils.files import CHECKOUT, ROOT, atomic_write, sha256
 from n2s_utils.network import Architecture, ScoreNetwork
+from n2s_utils.objectives import TWINS
 
 SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("shipped")  # a wheel brings the two for every noise
 
@@ -59,6 +60,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
     if channels not in (None, model.channels):
         raise InputError(f"{path}: for {model.channels} channel(s), the pictures have {channels}: use the other weights")
     model.network.load_state_dict(state)
+    model.regression = record["config"].get("objective", {}).get("name") in TWINS
     return model.eval()
 
 

@@ -23,7 +23,7 @@ def network():
 class StandIn(torch.nn.Module):
     """Takes the place of a ScoreNetwork; sees one pixel alone."""
 
-    channels, stride, reach = 1, 1, 0
+    channels, stride, reach, regression = 1, 1, 0, False
 
     def __init__(self):
         super().__init__()
@@ -91,6 +91,18 @@ def test_gamma_prior_and_poisson_noise_give_about_the_posterior_mean(zeta):
     assert (np.abs(published / arithmetic - 1) > 10 * np.abs(published / geometric - 1)).all()
 
 
+def test_many_counts_far_from_their_mean_are_read_well():
+    """A prior as narrow as the noise: the long step of the score at many counts, where Tweedie's formula in z falls short."""
+    model, shape, rate = noise.Poisson(0.01), 50.0, 1.0  # photons of mean 50
+    network = Exact(lambda n: torch.lgamma(n + shape) - torch.lgamma(n + 1) - n * np.log1p(rate))
+    counts = np.array([100.0, 150.0, 200.0])
+    exact = model.zeta * (counts + shape) / (1 + rate)
+    ours = np.abs(Denoiser(network, model)(_picture(model.zeta * counts)).ravel() / exact - 1)
+    network.regression = True
+    as_regression = np.abs(Denoiser(network, model)(_picture(model.zeta * counts)).ravel() / exact - 1)
+    assert (ours < 0.01).all() and (as_regression > 2 * ours).all()
+
+
 def test_inverse_gamma_prior_and_gamma_noise_give_the_harmonic_mean():
     shape, scale, model = 5.0, 2.0, noise.Gamma(50.0)  # x ~ inverse gamma(shape, scale)
 
@@ -142,7 +154,7 @@ class Passes(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network, self.sizes = network, []
-        self.channels, self.stride, self.reach = network.channels, network.stride, network.reach
+        self.channels, self.stride, self.reach, self.regression = network.channels, network.stride, network.reach, False
 
     def forward(self, c, noise):
         self.sizes.append(c.shape[2:])
@@ -176,7 +188,7 @@ def test_tiles_in_both_directions_leave_no_seam(network):
 class Pooled(torch.nn.Module):
     """A small network of stride 4 that sees 12 pixels around."""
 
-    channels, stride, reach = 2, 4, 12
+    channels, stride, reach, regression = 2, 4, 12, False
 
     def __init__(self):
         super().__init__()

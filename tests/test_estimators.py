@@ -15,7 +15,7 @@ TOGETHER = np.hypot(SIGMA, TAU)
 class Normal(torch.nn.Module):
     """The exact score of y / sigma."""
 
-    channels, stride, reach = 1, 1, 0
+    channels, stride, reach, regression = 1, 1, 0, False
 
     def __init__(self):
         super().__init__()
@@ -46,6 +46,30 @@ def test_estimators_without_a_score_on_a_smooth_picture(estimator, model):
     x = np.broadcast_to(np.linspace(0.4, 0.6, 96), (96, 96))[:, :, None].astype(np.float32)
     y = noise.realization(x, model, "s", "smooth", 0)
     assert estimator(y, Denoiser(Normal(), model)) == pytest.approx(model.parameter, rel=0.12)
+
+
+class Known(Normal):
+    """The score of counts with read-out noise, taken as Gaussian, around a known picture x (H, W)."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = torch.from_numpy(x)
+
+    def forward(self, c, noise):
+        counts = self.x / noise.zeta
+        return (counts - c) / (counts + noise.read_variance)
+
+
+@pytest.mark.parametrize("model", [noise.PoissonGaussian(0.01, 10.0), noise.PoissonGaussian(0.04, 20.0)], ids=str)
+def test_the_loss_is_least_at_the_noise_of_the_picture(model):
+    x = np.outer(np.linspace(0.2, 1, 200), np.linspace(0.1, 1, 200)).astype(np.float32)
+    found = estimators.least_loss(noise.realization(x[:, :, None], model, "s", "ramp", 0), Denoiser(Known(x), model))
+    assert (found.zeta, found.sigma) == pytest.approx((model.zeta, model.sigma), rel=0.15)
+
+
+def test_a_least_loss_at_the_edge_of_the_grid_is_taken_as_it_is():
+    assert estimators._refined(np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 3.0])) == 1
+    assert estimators._refined(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.0, 1.0])) == 2
 
 
 def test_rounding_snaps_to_hundredths(monkeypatch):

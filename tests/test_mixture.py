@@ -73,7 +73,7 @@ def test_every_crop_of_a_batch_has_its_own_noise(times):
             "stabilise": (c,),
             "slope": (c,),
             "curvature": (c,),
-            "posterior_mean": (c, score),
+            "regression_mean": (c, score),
         }.items():
             torch.testing.assert_close(
                 getattr(mixed, name)(*values)[one], getattr(model, name)(*(value[one] for value in values)), msg=name

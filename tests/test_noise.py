@@ -229,6 +229,24 @@ def test_with_read_out_noise_black_lies_where_counts_alone_have_it(sigma):
     np.testing.assert_allclose(model.inverse(model.stabilise(c)), 0.01 * (c + 1 / 4))
 
 
+@pytest.mark.parametrize("model", [POISSON, CAMERA], ids=lambda model: model.name)
+def test_the_power_of_the_reading_grows_with_the_counts(model, monkeypatch):
+    """Without growth it is Tweedie's formula in z; with a fast one it multiplies w^2 by an exponential, as the published one does."""
+    c, score = np.array([0, 1, 5, 50, 500.0]), np.array([2, 0.6, 0.3, -0.3, 0.2])
+    monkeypatch.setattr(type(model), "growth", 0.0)
+    np.testing.assert_allclose(model.posterior_mean(c, score), model.regression_mean(c, score))
+    monkeypatch.setattr(type(model), "growth", 1e6)
+    power, square = score - model.curvature(c), c + 3 / 8 + model.read_variance
+    expected = model.zeta * (square * np.exp(power) - model.read_variance - 1 / 8)
+    np.testing.assert_allclose(model.posterior_mean(c, score)[1:], expected[1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", [GAUSSIAN, GAMMA], ids=lambda model: model.name)
+def test_other_noise_is_read_in_one_way(model):
+    c, score = np.linspace(0.1, 3, 9), np.linspace(-0.3, 0.3, 9)
+    assert (model.regression_mean(c, score) == model.posterior_mean(c, score)).all()
+
+
 @MODELS
 def test_black_is_denoised_to_a_finite_value_without_a_warning(model):
     with np.errstate(all="raise"):

@@ -118,7 +118,7 @@ def test_regression_of_other_noise_is_the_squared_error_in_units_of_each_crop_s_
     clean *= torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64).view(-1, 1, 1, 1)  # crops of unequal brightness
     y = torch.from_numpy(model.sample(clean.numpy(), np.random.default_rng(0)).astype(np.float64))
     c, network = model.coordinate(y), _network()
-    errors = (model.posterior_mean(c, network(c)) - clean).square()
+    errors = (model.regression_mean(c, network(c)) - clean).square()
     expected = sum(error.mean() / VARIANCES[model](x) for error, x in zip(errors, clean, strict=True)) / len(clean) / DEVIATION**2
     torch.testing.assert_close(_make(name, 0, 0, model).loss(network, c, clean, model), expected)
 

@@ -50,6 +50,14 @@ def test_channels_are_read_from_the_record(tmp_path):
     assert load_weights(path).channels == load_weights(path, channels=1).channels == 1
 
 
+@pytest.mark.parametrize("objective", ["antithetic", "supervised", "noise2noise"])
+def test_weights_of_a_regression_say_so(tmp_path, objective):
+    path, record = tmp_path / "grey.safetensors", record_of(Architecture(), 1)
+    record["config"]["objective"] = {"name": objective}
+    save_weights(Architecture().build(1).network.state_dict(), path, record)
+    assert load_weights(path).regression == (objective != "antithetic")
+
+
 def test_record_lies_beside_with_the_hash(saved):
     path = saved[1]
     assert load_record(path) == RECORD | {"sha256": sha256(path)}

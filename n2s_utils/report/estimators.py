@@ -7,6 +7,7 @@ is told: it enters through the coordinate alone (notebook 08). One of them moves
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,41 @@ def patches(y: np.ndarray, single: Denoiser) -> float:
     return float(estimation.estimate(y, single.noise.name).parameter)
 
 
+CAMERA_GRID = (np.geomspace(0.003, 0.1, 12), np.geomspace(4.0, 40.0, 9))  # zeta, sigma: steps of 1.38 and 1.33
+
+
+def least_loss(y: np.ndarray, single: Denoiser, grid: tuple[np.ndarray, np.ndarray] = CAMERA_GRID) -> noise.PoissonGaussian:
+    """Of the camera noises of a grid the one at which the network's score l' of y has the least score-matching loss
+    (Hyvarinen 2005) E[w l'^2 + 2 d(w l')/dy], refined by a parabola through its neighbours, in the logarithms of both parameters.
+
+    The loss is least for the true score, whatever the weight w > 0, a function of y alone: the variance at y of what the patches
+    find.
+    """
+    guess, u = estimation.estimate(y, "poisson-gaussian"), noise.rng("probe").choice([-1.0, 1.0], y.shape).astype(np.float32)
+    step = 0.05 * np.sqrt(guess.variance(y))
+
+    def loss(zeta: float, sigma: float) -> float:
+        model = noise.PoissonGaussian(zeta, sigma)
+        told = replace(single, noise=model)
+        lower, middle, higher = (
+            guess.variance(shifted) * told.score(model.coordinate(shifted)) / zeta for shifted in (y - step * u, y, y + step * u)
+        )
+        return float((middle**2 / guess.variance(y) + u * (higher - lower) / step).mean())
+
+    losses = np.array([[loss(float(zeta), float(sigma)) for sigma in grid[1]] for zeta in grid[0]])
+    row, column = np.unravel_index(losses.argmin(), losses.shape)
+    return noise.PoissonGaussian(_refined(grid[0], losses[:, column]), _refined(grid[1], losses[row]))
+
+
+def _refined(grid: np.ndarray, losses: np.ndarray) -> float:
+    """Where the parabola through the least of the losses on a geometric grid and its two neighbours is least."""
+    least = int(losses.argmin())
+    if not 0 < least < len(grid) - 1:
+        return float(grid[least])
+    below, lowest, above = losses[least - 1 : least + 2]
+    return float(grid[least] * (grid[1] / grid[0]) ** ((below - above) / (2 * (below - 2 * lowest + above))))
+
+
 ESTIMATORS: dict[str, Callable[[np.ndarray, Denoiser], float]] = {  # as the table of notebook 09 names them
     "least variation (the paper)": least_variation,
     "shift of the score": score_shift,
@@ -150,6 +186,27 @@ ESTIMATORS: dict[str, Callable[[np.ndarray, Denoiser], float]] = {  # as the tab
     "patches, stabilised": stabilised_patches,
     "patches (ours)": patches,
 }
+
+
+def compare_camera(
+    single: Denoiser,
+    dataset: str,
+    pictures: Iterable[tuple[str, np.ndarray]],
+    models: list[noise.PoissonGaussian],
+    grid: tuple[np.ndarray, np.ndarray],
+) -> Iterator[dict[str, Any]]:
+    """A row per clean (name, picture), camera noise and way to find both parameters: the patches', and `least_loss` on `grid`."""
+    ways: dict[str, Callable[[np.ndarray], noise.Model]] = {
+        "patches (ours)": partial(estimation.estimate, name="poisson-gaussian"),
+        "least loss": partial(least_loss, single=single, grid=grid),
+    }
+    for name, clean in pictures:
+        for model in models:
+            y = noise.realization(clean, model, dataset, name, 0)
+            for way, find in ways.items():
+                begin = time.perf_counter()
+                row = {"dataset": dataset, "image": name, "parameter": model.parameter, "estimator": way, "estimate": find(y).rounded}
+                yield row | {"seconds": round(time.perf_counter() - begin, 2)}
 
 
 def compare(

@@ -48,8 +48,9 @@ class StabilisedCounts(Unit, Poisson):
         return Poisson.stabilise(self, super().coordinate(y))
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
-        """z' = z + l_z(z), x = inverse(z')."""
-        return self.inverse(c + score)
+        """That of `Poisson`, from the score of z."""
+        plain, counts = Poisson(self.zeta), (c**2 / 4 - 3 / 8).clip(0)
+        return plain.posterior_mean(counts, plain.slope(counts) * score + plain.curvature(counts))
 
 
 GAUSSIAN_HALF = "gaussian-half"  # half of the pictures of a mixture have Gaussian noise, not a third
