@@ -3,6 +3,7 @@
 The rooms of the method, each importing only from those above it:
     cli, files      one-line errors, progress lines; atomic writes, hashes
     machine         device, precision and their names
+    noise_model     what the noise models share
     noise           the noise models: sampling, coordinate, posterior mean
     mixture         noise that differs from picture to picture
     unet            the U-Net

@@ -73,5 +73,5 @@ class ScoreNetwork(nn.Module):
         weight = 1 / (self.deviation * noise.slope(c)) ** 2
         if not power:
             return weight
-        variance = noise.variance(noise.regression_mean(c, noise.curvature(c)))
+        variance = noise.variance(noise.regression_mean(c, noise.curvature(c)))  # a score of z of 0: the brightness of c itself
         return (variance / REFERENCE) ** power * weight

@@ -6,7 +6,7 @@ One way through for every model, all of it between a noisy picture y and the pos
     z = stabilise(c)              c with noise of about unit deviation at every brightness: what a network sees
     x = inverse(z)                the way back for a mean of z
     l = g l_z + (log g)'          the score of c from that of z (change of variables), g = slope(c) = dz/dc
-    x = posterior_mean(c, l)      Tweedie's formula
+    x = posterior_mean(c, l)      Tweedie's formula, or a relative of it for counts
 
 Pictures x and y, c, z and scores are arrays or tensors of one shape, any shape; x and y have intensities in [0, 1]. A noisy
 picture is float32, never clipped and never rounded. The formulas are those of Kim & Ye 2021 but for the counts, see `Poisson`;
@@ -14,75 +14,15 @@ notebook 01 derives them and says which posterior functional each one really is.
 """
 
 import hashlib
-from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
-from types import ModuleType
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from n2s_utils.cli import InputError
-
-Values = TypeVar("Values", np.ndarray, torch.Tensor)
+from n2s_utils.noise_model import NoiseModel, Unit, Values, check_not_negative, check_positive, library
 
 REFERENCE = (25 / 255) ** 2  # the variance of the noise that has weight 1 in a loss, whatever the power of its weights
-
-
-class _Model(ABC):
-    """What the models share: their parameters, as rows and file names give them."""
-
-    name: ClassVar[str]
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Name -> value."""
-        return {name: float(value) for name, value in asdict(self).items()}  # type: ignore[call-overload]
-
-    @property
-    def parameter(self) -> float | str:
-        """As result rows give it: the number, or several joined by "+"."""
-        values = list(self.parameters.values())
-        return values[0] if len(values) == 1 else "+".join(f"{value:g}" for value in values)
-
-    @property
-    def rounded(self) -> str:
-        """The parameters to four digits, joined by "+": what was found of an unknown noise."""
-        return "+".join(f"{value:.4g}" for value in self.parameters.values())
-
-    @property
-    def label(self) -> str:
-        """As file names give it, such as gaussian25."""
-        return self.name + "+".join(f"{value:g}" for value in self.parameters.values())
-
-    def __str__(self) -> str:
-        return f"{self.name} noise of " + ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
-
-    def of(self, dataset: str, image: str) -> Self:
-        """The noise of a picture of a set: the same for all."""
-        return self
-
-    @abstractmethod
-    def posterior_mean(self, c: Values, score: Values) -> Values:
-        """The picture x from the score l(c) of the noisy one, both of its shape."""
-
-    def regression_mean(self, c: Values, score: Values) -> Values:
-        """The same by the formula that regression is trained through, and that its networks are read by."""
-        return self.posterior_mean(c, score)
-
-
-class Unit(_Model):
-    """Noise of about unit deviation in c itself: z = c."""
-
-    def stabilise(self, c: Values) -> Values:
-        return c
-
-    def slope(self, c: Values) -> Values:
-        return _library(c).ones_like(c)
-
-    def curvature(self, c: Values) -> Values:
-        """(log g)', by which the score of c differs from g times that of z."""
-        return _library(c).zeros_like(c)
 
 
 @dataclass(frozen=True)
@@ -96,7 +36,7 @@ class Gaussian(Unit):
     name = "gaussian"
 
     def __post_init__(self):
-        _check_positive("sigma", self.sigma)
+        check_positive("sigma", self.sigma)
 
     @property
     def std(self) -> float:
@@ -109,7 +49,7 @@ class Gaussian(Unit):
 
     def variance(self, x: Values) -> Values:
         """Of the noise at intensity x."""
-        return _library(x).ones_like(x) * self.std**2
+        return library(x).ones_like(x) * self.std**2
 
     def coordinate(self, y: Values) -> Values:
         return y / self.std
@@ -124,13 +64,13 @@ class Gaussian(Unit):
 
 
 @dataclass(frozen=True)
-class Poisson(_Model):
+class Poisson(NoiseModel):
     """y = zeta Poisson(x / zeta): photon counts of gain zeta. c = y / zeta, the counts; z = 2 sqrt(c + 3/8) (Anscombe),
     continued as a straight line below c = 0, where only noise of our own leads.
 
-    The score may be read in two ways. `regression_mean` is Tweedie's formula in z, where the noise is nearly Gaussian; at many
-    counts it falls short of a long step. `published_mean`, Kim & Ye's formula, is exact there, but at few counts its exponential
-    multiplies the error of a learned score. `posterior_mean` goes from the one to the other as the counts grow (notebook 08).
+    `regression_mean` is Tweedie's formula in z, where the noise is nearly Gaussian; at many counts it falls short of a long step.
+    `published_mean`, Kim & Ye's formula, is nearly right there, but at few counts its exponential multiplies the error of a
+    learned score. `posterior_mean` goes from the one to the other as the counts grow (notebook 08).
     Raises InputError if zeta is not a finite positive number.
     """
 
@@ -139,7 +79,7 @@ class Poisson(_Model):
     growth: ClassVar[float] = 1 / 6  # of p, see `posterior_mean`: chosen by Hudson's identity, on noisy pictures alone
 
     def __post_init__(self):
-        _check_positive("zeta", self.zeta)
+        check_positive("zeta", self.zeta)
 
     @property
     def read_variance(self) -> float:
@@ -160,7 +100,7 @@ class Poisson(_Model):
         return y / self.zeta
 
     def _root(self, c: Values) -> Values:
-        return _library(c).sqrt(c.clip(0) + 3 / 8 + self.read_variance)
+        return library(c).sqrt(c.clip(0) + 3 / 8 + self.read_variance)
 
     def stabilise(self, c: Values) -> Values:
         return 2 * self._root(c) + c.clip(None, 0) / (3 / 8 + self.read_variance) ** 0.5
@@ -185,16 +125,16 @@ class Poisson(_Model):
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """z' = z + 2 w ((1 + u / p)^(p / 2) - 1), then x = inverse(z'), with w = sqrt(c + 3/8), u = l - (log g)', p = 2 + c / 6.
 
-        At c >= 0 that is x / zeta = w^2 (1 + u / p)^p - 1/8: `regression_mean` for p = 2, an exponential as in
-        `published_mean` for large p.
+        At c >= 0, unless z' is below black, that is x / zeta = w^2 (1 + u / p)^p - 1/8: `regression_mean` for p = 2, an
+        exponential as in `published_mean` for large p.
         """
         p = 2 + self.growth * c.clip(0)
-        factor = (1 + (score - self.curvature(c)) / p).clip(0) ** (p / 2)
-        return self.inverse(self.stabilise(c) + 2 * self._root(c) * (factor - 1))
+        power = p / 2 * library(c).log1p(((score - self.curvature(c)) / p).clip(-1 + 1e-6))  # float32 would lose a small u in 1 + u / p
+        return self.inverse(self.stabilise(c) + 2 * self._root(c) * library(c).expm1(power))
 
     def published_mean(self, c: Values, score: Values) -> Values:
         """zeta (c + 1/2) exp(l(c)), Kim & Ye's formula (y + zeta/2) exp(l'(y / zeta))."""
-        return self.zeta * (c + 1 / 2) * _library(c).exp(score)
+        return self.zeta * (c + 1 / 2) * library(c).exp(score)
 
 
 @dataclass(frozen=True)
@@ -209,7 +149,7 @@ class PoissonGaussian(Poisson):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive("sigma", self.sigma)
+        check_positive("sigma", self.sigma)
 
     @property
     def read_variance(self) -> float:
@@ -260,15 +200,15 @@ class Gamma(Unit):
     def coordinate(self, y: Values) -> Values:
         """Raises InputError for negative intensities, which the model cannot give."""
         check_not_negative(self.name, y)
-        return self.k**0.5 * _library(y).log1p(y / self.eps)
+        return self.k**0.5 * library(y).log1p(y / self.eps)
 
     def inverse(self, z: Values) -> Values:
         """The picture whose noisy z has this mean, well above eps and for large k: the mean of log y is log x - 1 / (2 k)."""
-        return self.eps * _library(z).expm1(z / self.k**0.5 + 1 / (2 * self.k))
+        return self.eps * library(z).expm1(z / self.k**0.5 + 1 / (2 * self.k))
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """k y / ((k - 1) - y l'(y)) with y l'(y) = y / (y + eps) (sqrt(k) l(c) - 1): Kim & Ye's formula, its score in c."""
-        y = self.eps * _library(c).expm1(c / self.k**0.5)
+        y = self.eps * library(c).expm1(c / self.k**0.5)
         return self.k * y / ((self.k - 1) - y / (y + self.eps) * (self.k**0.5 * score - 1))
 
 
@@ -290,20 +230,6 @@ def make(name: str, *values: float, **parameters: float) -> Model:
 def from_table(table: dict[str, Any]) -> Model:
     """The noise model in the table [noise] of a configuration: `model` and its parameters."""
     return make(table.get("model", ""), **{name: value for name, value in table.items() if name != "model"})
-
-
-def _library(values: Any) -> ModuleType:
-    return torch if isinstance(values, torch.Tensor) else np
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"{name} = {value}: give a finite number above 0")
-
-
-def check_not_negative(name: str, y: Values) -> None:
-    if (y < 0).any():
-        raise InputError(f"{name} noise: the picture has negative intensities (down to {float(y.min()):.3g}); it cannot be {name}")
 
 
 def rng(*key: object) -> np.random.Generator:

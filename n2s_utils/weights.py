@@ -49,7 +49,8 @@ def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
     record = load_record(path)
     try:
         model = Architecture(**record["config"]["network"]).build(record["channels"])
-    except (KeyError, TypeError, InputError) as error:
+        regression = record["config"].get("objective", {}).get("name") in TWINS
+    except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path.with_suffix('.json')}: does not say which network the weights are of ({error})") from None
     shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
     wrong = sorted({n for n in shapes.keys() | state.keys() if n not in state or shapes.get(n) != state[n].shape})
@@ -60,7 +61,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
     if channels not in (None, model.channels):
         raise InputError(f"{path}: for {model.channels} channel(s), the pictures have {channels}: use the other weights")
     model.network.load_state_dict(state)
-    model.regression = record["config"].get("objective", {}).get("name") in TWINS
+    model.regression = regression
     return model.eval()
 
 

@@ -67,9 +67,11 @@ def test_the_loss_is_least_at_the_noise_of_the_picture(model):
     assert (found.zeta, found.sigma) == pytest.approx((model.zeta, model.sigma), rel=0.15)
 
 
-def test_a_least_loss_at_the_edge_of_the_grid_is_taken_as_it_is():
-    assert estimators._refined(np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0, 3.0])) == 1
-    assert estimators._refined(np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.0, 1.0])) == 2
+def test_the_least_of_a_grid_is_found_between_its_points():
+    """Of a tilted valley exactly, as it is a quadratic itself."""
+    a, b = np.mgrid[0:5, 0:6] - np.array([2.3, 2.8])[:, None, None]
+    np.testing.assert_allclose(estimators.least_of(a**2 + b**2 + 1.2 * a * b), [2.3, 2.8])
+    np.testing.assert_allclose(estimators.least_of((a + 3) ** 2 + b**2), [0, 3])  # at an edge, the point itself
 
 
 def test_rounding_snaps_to_hundredths(monkeypatch):

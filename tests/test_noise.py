@@ -241,10 +241,21 @@ def test_the_power_of_the_reading_grows_with_the_counts(model, monkeypatch):
     np.testing.assert_allclose(model.posterior_mean(c, score)[1:], expected[1:], rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", [GAUSSIAN, GAMMA], ids=lambda model: model.name)
-def test_other_noise_is_read_in_one_way(model):
-    c, score = np.linspace(0.1, 3, 9), np.linspace(-0.3, 0.3, 9)
-    assert (model.regression_mean(c, score) == model.posterior_mean(c, score)).all()
+def test_below_black_the_reading_of_counts_has_no_power():
+    """Only read-out noise leads there; and however far below black a score leads, the reading is finite."""
+    c, score = np.array([-12.0, -3.0, -0.5]), np.array([0.3, 0.2, -0.1])
+    np.testing.assert_allclose(CAMERA.posterior_mean(c, score), CAMERA.regression_mean(c, score), rtol=1e-5)
+    assert np.isfinite(CAMERA.posterior_mean(np.array([0, 3.0, 50.0]), np.array([-20.0, -20.0, -200.0]))).all()
+
+
+@pytest.mark.parametrize("model", [noise.Poisson(1e-5), noise.PoissonGaussian(1.5e-6, 10.0)], ids=str)
+def test_a_small_gain_is_read_in_float32_as_in_float64(model):
+    """Millions of counts, of which the score is tiny."""
+    y = np.linspace(0.1, 1, 50)
+    c, deviation = model.coordinate(y), model.variance(y) ** 0.5
+    score = np.linspace(-1, 1, 50) / (deviation / model.zeta)
+    narrow = model.posterior_mean(c.astype(np.float32), score.astype(np.float32))
+    assert (np.abs(narrow - model.posterior_mean(c, score)) < 0.02 * deviation).all()
 
 
 @MODELS

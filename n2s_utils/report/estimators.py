@@ -146,7 +146,7 @@ CAMERA_GRID = (np.geomspace(0.003, 0.1, 12), np.geomspace(4.0, 40.0, 9))  # zeta
 
 def least_loss(y: np.ndarray, single: Denoiser, grid: tuple[np.ndarray, np.ndarray] = CAMERA_GRID) -> noise.PoissonGaussian:
     """Of the camera noises of a grid the one at which the network's score l' of y has the least score-matching loss
-    (Hyvarinen 2005) E[w l'^2 + 2 d(w l')/dy], refined by a parabola through its neighbours, in the logarithms of both parameters.
+    (Hyvarinen 2005) E[w l'^2 + 2 d(w l')/dy], refined by `least_of` in the logarithms of both parameters.
 
     The loss is least for the true score, whatever the weight w > 0, a function of y alone: the variance at y of what the patches
     find.
@@ -163,17 +163,24 @@ def least_loss(y: np.ndarray, single: Denoiser, grid: tuple[np.ndarray, np.ndarr
         return float((middle**2 / guess.variance(y) + u * (higher - lower) / step).mean())
 
     losses = np.array([[loss(float(zeta), float(sigma)) for sigma in grid[1]] for zeta in grid[0]])
-    row, column = np.unravel_index(losses.argmin(), losses.shape)
-    return noise.PoissonGaussian(_refined(grid[0], losses[:, column]), _refined(grid[1], losses[row]))
+    places = least_of(losses)
+    return noise.PoissonGaussian(*(float(axis[0] * (axis[1] / axis[0]) ** place) for axis, place in zip(grid, places, strict=True)))
 
 
-def _refined(grid: np.ndarray, losses: np.ndarray) -> float:
-    """Where the parabola through the least of the losses on a geometric grid and its two neighbours is least."""
-    least = int(losses.argmin())
-    if not 0 < least < len(grid) - 1:
-        return float(grid[least])
-    below, lowest, above = losses[least - 1 : least + 2]
-    return float(grid[least] * (grid[1] / grid[0]) ** ((below - above) / (2 * (below - 2 * lowest + above))))
+def least_of(values: np.ndarray) -> np.ndarray:
+    """Where the least of the values (n, m) is, row and column: by the quadratic through the least and its eight neighbours, at
+    most one step from it; the least itself at an edge, or where that quadratic has no least point.
+    """
+    least = np.array(np.unravel_index(values.argmin(), values.shape))
+    if (least < 1).any() or (least > np.array(values.shape) - 2).any():
+        return least
+    a, b = np.mgrid[-1:2, -1:2].reshape(2, 9)
+    near = values[least[0] - 1 : least[0] + 2, least[1] - 1 : least[1] + 2].ravel()
+    _, down, across, bent, both, bent_across = np.linalg.lstsq(np.stack([a**0, a, b, a * a, a * b, b * b], 1), near, rcond=None)[0]
+    hessian = np.array([[2 * bent, both], [both, 2 * bent_across]])
+    if np.linalg.eigvalsh(hessian).min() <= 0:
+        return least
+    return least - np.linalg.solve(hessian, [down, across]).clip(-1, 1)
 
 
 ESTIMATORS: dict[str, Callable[[np.ndarray, Denoiser], float]] = {  # as the table of notebook 09 names them

@@ -186,7 +186,7 @@ def _measured(run: Run, weights: Path) -> dict[str, Any]:
 
 def _on_noise(run: Run, single: Denoiser) -> dict[str, Any]:
     measure, model = run.measure, single.noise
-    denoisers: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    denoisers: dict[str, Denoise] = {
         "psnr": single,
         "recorrupted": lambda y: recorrupted(single, y, measure["s_a"], measure["draws"], rng("recorruption")),
         "x8": partial(x8, single),
@@ -279,7 +279,8 @@ def _response(change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]
     """
     part, means = rng("hudson").integers(64, size=shape), []
     for number in range(4):
-        changes, chosen = change(part == number), part == number
+        chosen = part == number
+        changes = change(chosen)
         means.append(changes[chosen].mean() - changes[~chosen].mean())
     return float(np.mean(means))
 
