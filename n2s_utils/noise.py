@@ -123,13 +123,13 @@ class Poisson(NoiseModel):
         return self.inverse(self.stabilise(c) + (score - self.curvature(c)) / self.slope(c))
 
     def posterior_mean(self, c: Values, score: Values) -> Values:
-        """z' = z + 2 w ((1 + u / p)^(p / 2) - 1), then x = inverse(z'), with w = sqrt(c + 3/8), u = l - (log g)', p = 2 + c / 6.
+        """z' = z + 2 w ((1 + r / p)^(p / 2) - 1), then x = inverse(z'), with w = sqrt(c + 3/8), r = l - (log g)', p = 2 + c / 6.
 
-        At c >= 0, unless z' is below black, that is x / zeta = w^2 (1 + u / p)^p - 1/8: `regression_mean` for p = 2, an
+        At c >= 0, unless z' is below black, that is x / zeta = w^2 (1 + r / p)^p - 1/8: `regression_mean` for p = 2, an
         exponential as in `published_mean` for large p.
         """
         p = 2 + self.growth * c.clip(0)
-        power = p / 2 * library(c).log1p(((score - self.curvature(c)) / p).clip(-1 + 1e-6))  # float32 would lose a small u in 1 + u / p
+        power = p / 2 * library(c).log1p(((score - self.curvature(c)) / p).clip(-1 + 1e-6))  # float32 would lose a small r in 1 + r / p
         return self.inverse(self.stabilise(c) + 2 * self._root(c) * library(c).expm1(power))
 
     def published_mean(self, c: Values, score: Values) -> Values:
