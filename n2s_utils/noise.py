@@ -141,7 +141,7 @@ class Poisson(NoiseModel):
 class PoissonGaussian(Poisson):
     """y = zeta Poisson(x / zeta) + N(0, (sigma / 255)^2), the noise of cameras. c = y / zeta; z = 2 sqrt(c + 3/8 + v) with
     v = (sigma / 255 / zeta)^2, the generalised Anscombe transform, moved so that black is where counts alone have it: that is
-    what a network has seen. The rest is as for `Poisson`.
+    what a network has seen. The rest is as for `Poisson`, with 3/8 + v in place of 3/8.
     """
 
     sigma: float

@@ -70,14 +70,17 @@ class Unit(NoiseModel):
 
 
 def library(values: Any) -> ModuleType:
+    """torch or numpy, whichever `values` is of."""
     return torch if isinstance(values, torch.Tensor) else np
 
 
 def check_positive(name: str, value: float) -> None:
+    """Raises InputError unless the parameter is a finite positive number."""
     if not (np.isfinite(value) and value > 0):
         raise InputError(f"{name} = {value}: give a finite number above 0")
 
 
 def check_not_negative(name: str, y: Values) -> None:
+    """Raises InputError if a picture of the model `name` has negative intensities."""
     if (y < 0).any():
         raise InputError(f"{name} noise: the picture has negative intensities (down to {float(y.min()):.3g}); it cannot be {name}")

@@ -5,9 +5,8 @@ is told: it enters through the coordinate alone (notebook 08). One of them moves
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,10 +147,10 @@ def least_loss(y: np.ndarray, single: Denoiser, grid: tuple[np.ndarray, np.ndarr
     """Of the camera noises of a grid the one at which the network's score l' of y has the least score-matching loss
     (Hyvarinen 2005) E[w l'^2 + 2 d(w l')/dy], refined by `least_of` in the logarithms of both parameters.
 
-    The loss is least for the true score, whatever the weight w > 0, a function of y alone: the variance at y of what the patches
-    find.
+    The loss is least for the true score, whatever the weight w > 0, a function of y alone: here the variance at y of the noise
+    that `single` is told.
     """
-    guess, u = estimation.estimate(y, "poisson-gaussian"), noise.rng("probe").choice([-1.0, 1.0], y.shape).astype(np.float32)
+    guess, u = single.noise, noise.rng("probe").choice([-1.0, 1.0], y.shape).astype(np.float32)
     step = 0.05 * np.sqrt(guess.variance(y))
 
     def loss(zeta: float, sigma: float) -> float:
@@ -195,36 +194,24 @@ ESTIMATORS: dict[str, Callable[[np.ndarray, Denoiser], float]] = {  # as the tab
 }
 
 
-def compare_camera(
+def compare(
     single: Denoiser,
     dataset: str,
     pictures: Iterable[tuple[str, np.ndarray]],
-    models: list[noise.PoissonGaussian],
-    grid: tuple[np.ndarray, np.ndarray],
+    models: Sequence[noise.Model],
+    ways: Mapping[str, Callable[[np.ndarray, Denoiser], float | noise.Model]] = ESTIMATORS,
 ) -> Iterator[dict[str, Any]]:
-    """A row per clean (name, picture), camera noise and way to find both parameters: the patches', and `least_loss` on `grid`."""
-    ways: dict[str, Callable[[np.ndarray], noise.Model]] = {
-        "patches (ours)": partial(estimation.estimate, name="poisson-gaussian"),
-        "least loss": partial(least_loss, single=single, grid=grid),
-    }
-    for name, clean in pictures:
-        for model in models:
-            y = noise.realization(clean, model, dataset, name, 0)
-            for way, find in ways.items():
-                begin = time.perf_counter()
-                row = {"dataset": dataset, "image": name, "parameter": model.parameter, "estimator": way, "estimate": find(y).rounded}
-                yield row | {"seconds": round(time.perf_counter() - begin, 2)}
+    """A row per clean (name, picture), model and estimator: what it found on the noisy picture (seed 0) and the seconds it took.
 
-
-def compare(
-    single: Denoiser, dataset: str, pictures: Iterable[tuple[str, np.ndarray]], models: list[noise.Model]
-) -> Iterator[dict[str, Any]]:
-    """A row per clean (name, picture), model and estimator: what it found on the noisy picture (seed 0) and the seconds it took."""
+    An estimator of several parameters gives the noise itself.
+    """
     for name, clean in pictures:
         for model in models:
             y = noise.realization(clean, model, dataset, name, 0)
             told = replace(single, noise=estimation.estimate(y, model.name))
-            for estimator, find in ESTIMATORS.items():
+            for estimator, find in ways.items():
                 begin = time.perf_counter()
+                found = find(y, told)
                 row = {"dataset": dataset, "image": name, "noise": model.name, "parameter": model.parameter, "estimator": estimator}
-                yield row | {"estimate": float(f"{find(y, told):.5g}"), "seconds": round(time.perf_counter() - begin, 2)}
+                row |= {"estimate": float(f"{found:.5g}") if isinstance(found, float) else found.rounded}
+                yield row | {"seconds": round(time.perf_counter() - begin, 2)}

@@ -243,15 +243,16 @@ def poisson_error(denoise: Denoise, y: np.ndarray, model: Poisson) -> float:
     With Gaussian noise of variance s^2 beside the counts, Stein's identity adds E[2 s^2 dx_i/dy_i(y - zeta e_i)] - s^2.
     """
     lower, variance = y - model.zeta, model.zeta**2 * model.read_variance
+    error = _error_by_lowering(denoise, y, lower if variance else lower.clip(0)) - model.zeta * float(y.mean())
     if not variance:
-        return _error_by_lowering(denoise, y, lower.clip(0)) - model.zeta * float(y.mean())
+        return error
     step = variance**0.5 / 5
 
     def slope(chosen: np.ndarray) -> np.ndarray:
         higher, lowest = (denoise(np.where(chosen, lower + sign * step, y).astype(np.float32)) for sign in (1, -1))
         return (higher - lowest) / (2 * step)
 
-    return _error_by_lowering(denoise, y, lower) - model.zeta * float(y.mean()) + variance * (2 * _response(slope, y.shape) - 1)
+    return error + variance * (2 * _response(slope, y.shape) - 1)
 
 
 def gamma_error(denoise: Denoise, y: np.ndarray, model: Gamma) -> float:
