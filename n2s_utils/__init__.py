@@ -6,9 +6,10 @@ The rooms of the method, each importing only from those above it:
     noise_model     what the noise models share
     noise           the noise models: sampling, coordinate, posterior mean
     mixture         noise that differs from picture to picture
+    recorruption    two noisy pictures from one
     unet            the U-Net
     network         the score network: any U-Net, preconditioned for every noise
-    objectives      AR-DAE and its antithetic form, the twins
+    objectives      AR-DAE and its antithetic form, GR2R, the twins
     datasets        image sets, fixed training noise, crops
     feed            what feeds a training
     optimisation    learning rate, Adam, EMA

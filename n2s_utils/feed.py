@@ -1,6 +1,7 @@
 """What feeds a training: crops of noisy pictures, in the coordinate of their noise, and what the objective needs beside them."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,8 +13,9 @@ from n2s_utils.datasets import Crops, image_set, load, noisy_pictures
 from n2s_utils.mixture import Mixture, Noise, PerCrop, Source
 from n2s_utils.noise import Model, Poisson
 from n2s_utils.objectives import Objective, Regression, Settings
+from n2s_utils.recorruption import noisier, recorrupt
 
-Batch = tuple[torch.Tensor, ...]  # what a loss takes after the network: (c, u, s_a) or (c, target)
+Batch = tuple[torch.Tensor, ...]  # what a loss takes after the network: (c, u, s_a), (c, target) or (c, target, s_a)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Feed:
     def __init__(self, data: Data, noise: Source, objective: Objective, crop: int, settings: Settings, device: str = "cpu"):
         self.data, self.noise, self.objective, self.crop, self.device = data, noise, objective, crop, device
         self.draws, self.s_counts = settings.draws, settings.s_counts
-        if data.fresh_noise and objective.needs == "noisy":
+        self.recorrupts = isinstance(objective, Regression) and objective.s_max > 0
+        if data.fresh_noise and (objective.needs == "noisy" or self.recorrupts):
             raise InputError("fresh_noise = true: the objective learns from one noisy realization; leave it out")
         if objective.needs == "pair" and data.second_seed == data.noise_seed:
             raise InputError(f"second_seed = {data.second_seed}: a pair needs a second realization; give another than noise_seed")
@@ -78,31 +81,51 @@ class Feed:
 
     @property
     def sha256(self) -> str:
-        """Of the noisy training pictures, in c."""
+        """Of the noisy training pictures, in c (as they are where two are made from each)."""
         return self.crops.sha256
 
     def batch(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Batch:
         """The crops of a step, a pure function of (seed, step); `part` of the `size` crops alone, as one process of several takes it."""
         rng = np.random.default_rng([seed, step])
         same_places = copy.deepcopy(rng)
-        c = self.crops.batch(size, rng)
-        noise = self.noise_of(seed, step, size)
-        if self.targets is None:
-            return self._with_probe(c, noise, rng, step * size, part)
-        target = self.targets.batch(size, same_places)
+        crops, own = self.crops.batch(size, rng), self._own_noise(seed, step, size)
+        target = self.targets.batch(size, same_places) if self.targets else None
+        if self.recorrupts:
+            return tuple(values[part] for values in self._recorrupted(crops, own, self._levels(own, size, seed, step), target, rng))
+        if target is None:
+            return self._with_probe(crops, own, rng, step * size, part)
         if self.data.fresh_noise:
-            c = noise.coordinate(_fresh(target, noise, rng))
-            target = target if self.objective.needs == "clean" else _fresh(target, noise, rng)
-        return c[part], target[part]
+            crops = own.coordinate(_fresh(target, own, rng))
+            target = target if self.objective.needs == "clean" else _fresh(target, own, rng)
+        return crops[part], target[part]
 
     def noise_of(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Noise:
-        """The noise of the same crops."""
-        return self._noise_of(self.models, self.crops.choose_pictures(size, np.random.default_rng([seed, step]))[part])
+        """The noise of the same crops, as the loss is handed them."""
+        own = self._own_noise(seed, step, size)
+        if self.recorrupts:
+            own = _noisier(own, self._levels(own, size, seed, step))
+        return PerCrop(own.models[part]) if isinstance(own, PerCrop) else own
+
+    def _own_noise(self, seed: int, step: int, size: int) -> Noise:
+        """That of the pictures which the crops are cut from."""
+        return self._noise_of(self.models, self.crops.choose_pictures(size, np.random.default_rng([seed, step])))
 
     def _noise_of(self, models: list[Model], chosen: np.ndarray) -> Noise:
         if not isinstance(self.noise, Mixture):
             return self.noise
         return PerCrop([models[picture] for picture in chosen])
+
+    def _levels(self, own: Noise, size: int, *key: int) -> np.ndarray:
+        """s_a of recorrupted crops (size,), a pure function of `key`: their noise stays in the ranges of a mixture where it may."""
+        assert isinstance(self.objective, Regression)
+        bounds = [self.noise.headroom(model) if isinstance(self.noise, Mixture) else np.inf for model in _models(own, size)]
+        return self.objective.noise_levels(np.sqrt(np.maximum(np.array(bounds) - 1, 0)), np.random.default_rng([*key, 1]))
+
+    def _recorrupted(self, y: torch.Tensor, own: Noise, levels: np.ndarray, target: torch.Tensor | None, rng: np.random.Generator) -> Batch:
+        """(c, target, s_a) of noisy crops y; without clean ones the target is the second picture that was made of each."""
+        s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(y.device)
+        first, second = recorrupt(y, PerCrop(_models(own, len(y))), s_a, int(rng.integers(2**63)))
+        return _noisier(own, levels).coordinate(first), second if target is None else target, s_a
 
     def _with_probe(self, c: torch.Tensor, noise: Noise, rng: np.random.Generator, crops_seen: int | None, part: slice) -> Batch:
         """(c, u, s_a), `draws` of u per crop; the levels of held-out crops (`crops_seen` None) are spread over their range."""
@@ -114,14 +137,15 @@ class Feed:
         else:
             levels = self.objective.noise_levels(crops_seen, size, rng)
         if self.s_counts:
-            models = noise.models if isinstance(noise, PerCrop) else [noise] * size
-            levels = np.where([isinstance(model, Poisson) for model in models], self.s_counts, levels)
+            levels = np.where([isinstance(model, Poisson) for model in _models(noise, size)], self.s_counts, levels)
         s_a = torch.from_numpy(levels).float().view(-1, 1, 1, 1).to(c.device)
         u = torch.cat([u[draw * size : (draw + 1) * size][part] for draw in range(self.draws)])
         return _repeat(c[part], self.draws), u, s_a[part].repeat(self.draws, 1, 1, 1)
 
     def _coordinates(self, dataset: str, seed: int) -> dict[str, np.ndarray]:
-        """Name -> noisy picture in c."""
+        """Name -> noisy picture in c, or as it is where it will be recorrupted."""
+        if self.recorrupts:
+            return self.noisy(dataset, seed)
         return {name: self.noise.of(dataset, name).coordinate(y) for name, y in self.noisy(dataset, seed).items()}
 
     def _targets(self, dataset: str, fresh: bool) -> Crops | None:
@@ -137,16 +161,30 @@ class Feed:
         rng = np.random.default_rng(0)
         same_places = copy.deepcopy(rng)
         pictures = self._coordinates(data.held_out, data.noise_seed)
-        crops = Crops(pictures, self.crop, self.device)
-        c = crops.batch(size, rng)
+        of_pictures, target = Crops(pictures, self.crop, self.device), None
+        crops = of_pictures.batch(size, rng)
         self.held_out_noise = self._noise_of(
-            [self.noise.of(data.held_out, name) for name in pictures], crops.choose_pictures(size, copy.deepcopy(same_places))
+            [self.noise.of(data.held_out, name) for name in pictures], of_pictures.choose_pictures(size, copy.deepcopy(same_places))
         )
-        if self.objective.needs == "noisy":
-            return self._with_probe(c, self.held_out_noise, rng, None, slice(None))
-        clean = self.objective.needs == "clean"
-        pictures = dict(load(data.held_out)) if clean else self.noisy(data.held_out, data.second_seed)
-        return c, Crops(pictures, self.crop, self.device).batch(size, same_places)
+        if self.objective.needs != "noisy":
+            clean = self.objective.needs == "clean"
+            pictures = dict(load(data.held_out)) if clean else self.noisy(data.held_out, data.second_seed)
+            target = Crops(pictures, self.crop, self.device).batch(size, same_places)
+        if self.recorrupts:
+            own, levels = self.held_out_noise, self._levels(self.held_out_noise, size)
+            self.held_out_noise = _noisier(own, levels)
+            return self._recorrupted(crops, own, levels, target, rng)
+        return self._with_probe(crops, self.held_out_noise, rng, None, slice(None)) if target is None else (crops, target)
+
+
+def _models(noise: Noise, size: int) -> Sequence[Model]:
+    """One for each of `size` crops."""
+    return noise.models if isinstance(noise, PerCrop) else [noise] * size
+
+
+def _noisier(own: Noise, levels: np.ndarray) -> PerCrop:
+    """The noise of recorrupted crops, `levels` the s_a of each."""
+    return PerCrop([noisier(model, s_a) for model, s_a in zip(_models(own, len(levels)), levels.tolist(), strict=True)])
 
 
 def _fresh(clean: torch.Tensor, noise: Noise, rng: np.random.Generator) -> torch.Tensor:

@@ -52,6 +52,12 @@ class Mixture:
         low, high = self.ranges[parameter]
         return _MEMBERS[parameter](low * (high / low) ** generator.random())
 
+    def headroom(self, model: Model) -> float:
+        """How many times the variance of the noise of a picture may grow within the ranges."""
+        if isinstance(model, Gaussian):
+            return (self.sigma[1] / model.sigma) ** 2
+        return model.k / self.k[0] if isinstance(model, Gamma) else self.zeta[1] / model.zeta
+
     def misses(self, model: Model) -> str:
         """What of `model` lies outside the ranges, in words; "" where nothing does."""
         outside = [
@@ -96,12 +102,12 @@ class PerCrop:
 
     def _each(self, method: str, *values: torch.Tensor) -> torch.Tensor:
         result = torch.empty_like(values[0])
-        for model, crops in self._by_kind(len(values[0]), values[0].device):
+        for model, crops in self.by_kind(len(values[0]), values[0].device):
             part = getattr(model, method)(*(value.index_select(0, crops) for value in values))
             result = result.index_copy(0, crops, part)
         return result
 
-    def _by_kind(self, size: int, device: torch.device) -> list[tuple[Model, torch.Tensor]]:
+    def by_kind(self, size: int, device: torch.device) -> list[tuple[Model, torch.Tensor]]:
         """One model for all crops of a kind, its parameters (n, 1, 1, 1), and which of the `size` crops these are: a few calls
         on many crops, where one on each would keep a GPU waiting.
         """

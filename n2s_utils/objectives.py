@@ -6,6 +6,9 @@ pure: the same inputs give the same loss. It says in `needs` what a training ste
 - "noisy": nothing; the loss is `loss(R, c, u, s_a, weight)`, with u from `probe` and s_a from `noise_levels`;
 - "clean" or "pair": `loss(R, c, target, noise)`, with the clean pictures or a second noisy realization.
 
+Those on two pictures made from each noisy one (see recorruption) have `loss(R, c, target, noise, s_a)`, c of the noisier and the
+target the other one ("noisy") or the clean picture ("clean"); their s_a has no unit.
+
 Shapes: c, u and target are (B, C, H, W), s_a is (B, 1, 1, 1) in units of c, that is of the noise's own deviation (Gaussian,
 Gamma) or in counts; the loss is a scalar, a mean over pixels and channels.
 """
@@ -20,6 +23,7 @@ import torch
 from n2s_utils.cli import InputError
 from n2s_utils.mixture import Noise, Source
 from n2s_utils.noise import REFERENCE, Gaussian
+from n2s_utils.recorruption import check_levels
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Weight = Callable[[torch.Tensor], torch.Tensor]
@@ -49,13 +53,18 @@ def masked(c: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class Settings:
     """The table [objective] of a configuration."""
 
-    name: str  # a key of SCORE_MATCHING or TWINS
-    s_max: float = 0.0  # largest and smallest s_a, in units of c; objectives without s_a leave them out
+    name: str  # a key of SCORE_MATCHING or REGRESSIONS
+    s_max: float = 0.0  # largest and smallest s_a, in units of c (of gr2r see recorruption); objectives without s_a leave them out
     s_min: float = 0.0
     cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
     draws: int = 1  # of u per crop
     s_counts: float = 0.0  # s_a of crops with Poisson noise, in counts, where others have s_max to s_min; 0: they too
     weight_power: float = 0.0  # see network.ScoreNetwork.weight and Regression; of the antithetic objectives and the twins
+
+
+def _check_range(s_min: float, s_max: float) -> None:
+    if not 0 < s_min <= s_max < float("inf"):
+        raise InputError(f"s_min = {s_min}, s_max = {s_max}: give 0 < s_min <= s_max")
 
 
 class ScoreMatching(Protocol):
@@ -89,8 +98,7 @@ class _LogUniform:
     needs: ClassVar[str] = "noisy"
 
     def __post_init__(self):
-        if not 0 < self.s_min <= self.s_max < float("inf"):
-            raise InputError(f"s_min = {self.s_min}, s_max = {self.s_max}: give 0 < s_min <= s_max")
+        _check_range(self.s_min, self.s_max)
 
     def noise_levels(self, crops_seen: int, batch: int, rng: np.random.Generator) -> np.ndarray:
         """s_a (batch,) of the crops number `crops_seen` and on."""
@@ -156,16 +164,30 @@ class Regression:
     """The supervised twin (target: the clean image) and Noise2Noise (target: a second realization): the squared error of
     the posterior mean, by the formula that its networks are read by, in units of the network's output:
 
-    E|x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop.
+    E w |x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop, w = 1.
+
+    With s_max above 0, c is of the noisier of the two pictures that `recorruption` makes of each noisy one, s_a log-uniform. Then
+    Var is that of the noise of c, and w = s_a^2 / (1 + s_a^2), as the other picture is the noisier the smaller s_a is.
     """
 
     deviation: float
     needs: str
     power: float = 0.0
+    s_max: float = 0.0
+    s_min: float = 0.0
 
-    def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise) -> torch.Tensor:
-        variance = noise.variance(target).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
+    def noise_levels(self, most: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """s_a (batch,) of crops that bear at `most` so much each, or s_min where that is less."""
+        top = np.clip(most, self.s_min, self.s_max)
+        return self.s_min * (top / self.s_min) ** rng.random(len(most))
+
+    def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise, s_a: torch.Tensor | None = None) -> torch.Tensor:
+        # A score of z of 0 gives the brightness of c itself, which the noise of the target does not touch.
+        brightness = target if s_a is None else noise.regression_mean(c, noise.curvature(c))
+        variance = noise.variance(brightness).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
         weight = (variance / REFERENCE) ** self.power / (self.deviation**2 * variance)
+        if s_a is not None:
+            weight = weight * s_a**2 / (1 + s_a**2)
         return (weight * (noise.regression_mean(c, R(c)) - target).square()).mean()
 
 
@@ -180,14 +202,14 @@ SCORE_MATCHING: dict[str, Callable[[Settings], ScoreMatching]] = {
     "antithetic-rademacher": lambda s: AntitheticARDAE(s.s_max, s.s_min, rademacher),
     "antithetic-masked": lambda s: AntitheticARDAE(s.s_max, s.s_min, masked),
 }
-TWINS = {"supervised": "clean", "noise2noise": "pair"}  # and what each needs
-OBJECTIVES = (*SCORE_MATCHING, *TWINS)
+REGRESSIONS = {"supervised": "clean", "noise2noise": "pair", "gr2r": "noisy", "gr2r-supervised": "clean"}  # and what each needs
+OBJECTIVES = (*SCORE_MATCHING, *REGRESSIONS)
 
 
 def make(settings: Settings, noise: Source, deviation: float) -> Objective:
     """The objective of a configuration, for `noise` and a network that sees it with `deviation`.
 
-    Raises InputError if a setting is bad or the objective is for Gaussian noise only.
+    Raises InputError if a setting is bad or the objective is not for that noise.
     """
     if settings.name not in OBJECTIVES:
         raise InputError(f"objective {settings.name!r}: choose one of {', '.join(OBJECTIVES)}")
@@ -201,9 +223,12 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
         if settings.name == "r2r" and not isinstance(noise, Gaussian):
             raise InputError("objective 'r2r': for gaussian noise only")
         return SCORE_MATCHING[settings.name](settings)
-    if settings.s_max or settings.s_min:
+    if settings.name.startswith("gr2r"):
+        _check_range(settings.s_min, settings.s_max)
+        check_levels(noise, settings.s_min, settings.s_max)
+    elif settings.s_max or settings.s_min:
         raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
-    return Regression(deviation, TWINS[settings.name], settings.weight_power)
+    return Regression(deviation, REGRESSIONS[settings.name], settings.weight_power, settings.s_max, settings.s_min)
 
 
 def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:

@@ -171,14 +171,14 @@ class Run:
             self.devices.append(self.device_name)
         self.step += 1
         self.loss_sum += self.group.mean(loss.detach().double()) + 0 * norm  # a gradient that is not finite shows as well
-        self.last_s_a = batch[2] if self.objective.needs == "noisy" else None
+        self.last_s_a = batch[2] if len(batch) > 2 else None
 
     def loss(self, network: Callable[..., torch.Tensor], batch: Batch, noise: Noise) -> torch.Tensor:
         """The objective, on a batch with its noise, of a network that maps (c, noise) to the score of c."""
         layout, score = machine.memory_format_of(self.device, self.precision), partial(network, noise=noise)
         c, *rest = (values.contiguous(memory_format=layout) for values in batch)
         if isinstance(self.objective, objectives.Regression):
-            return self.objective.loss(score, c, rest[0], noise)
+            return self.objective.loss(score, c, rest[0], noise, *rest[1:])
         weight = objectives.unweighted
         if self.objective.weighted:
             weight = partial(self.optimizer.model.weight, noise=noise, power=self.config.objective.weight_power)
@@ -191,12 +191,12 @@ class Run:
 
     @torch.no_grad()
     def estimated_psnr(self) -> float | str:
-        """The PSNR in dB that SURE expects of the EMA weights on the held-out noisy crops; "" for other noise than Gaussian.
+        """The PSNR in dB that SURE expects of the EMA weights on the held-out noisy crops; "" unless all have one Gaussian noise.
 
         In float32, and the same estimate for every objective, so it compares them without a clean image.
         """
         noise = self.config.noise
-        if not isinstance(noise, Gaussian):
+        if not isinstance(noise, Gaussian) or self.feed.recorrupts:
             return ""
         c = self.feed.held_out[0][: len(self.feed.held_out[0]) // self.config.objective.draws]
         error = objectives.sure(partial(self.optimizer.ema, noise=noise), c, torch.Generator(c.device).manual_seed(0))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from n2s_utils.cli import InputError
 from n2s_utils.files import CHECKOUT, ROOT, atomic_write, sha256
 from n2s_utils.network import Architecture, ScoreNetwork
-from n2s_utils.objectives import TWINS
+from n2s_utils.objectives import REGRESSIONS
 
 SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("shipped")  # a wheel brings the two for every noise
 
@@ -49,7 +49,7 @@ def load_weights(path: str | Path, channels: int | None = None) -> ScoreNetwork:
     record = load_record(path)
     try:
         model = Architecture(**record["config"]["network"]).build(record["channels"])
-        regression = record["config"].get("objective", {}).get("name") in TWINS
+        regression = record["config"].get("objective", {}).get("name") in REGRESSIONS
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path.with_suffix('.json')}: does not say which network the weights are of ({error})") from None
     shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}

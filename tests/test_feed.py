@@ -5,14 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GAMMA, PAIR, POISSON, POISSON_GAUSSIAN, TWIN, tiny
+from conftest import GAMMA, PAIR, POISSON, POISSON_GAUSSIAN, TINY, TWIN, tiny
 
 from n2s_utils import datasets, feed, noise, objectives
 from n2s_utils.feed import Feed
+from n2s_utils.mixture import PerCrop
 
 GAUSSIAN = noise.Gaussian(25.0)
 STD = GAUSSIAN.std
 PAIRS = {"objective": PAIR, "second_seed": 1}
+LEVELS = {"s_max": 3.0, "s_min": 0.5}
+RECORRUPTED = {"objective": {"name": "gr2r"} | LEVELS}
+MIXTURE = {"model": "mixture", "sigma": [5, 60], "zeta": [0.003, 0.1], "k": [20, 150]}
 
 
 def _feed(**changes) -> Feed:
@@ -33,6 +37,13 @@ def _crops_of(pictures: dict, batches: list) -> bool:
             cut = picture[top : top + 32, left : left + 32]
             cuts |= {np.rot90(side, turns).tobytes() for side in (cut, cut[:, ::-1]) for turns in range(4)}
     return all(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()).tobytes() in cuts for batch in batches for crop in batch)
+
+
+def _picture(model, c: torch.Tensor) -> torch.Tensor:
+    """The picture of that coordinate."""
+    if isinstance(model, noise.Gamma):
+        return model.eps * torch.expm1(c / model.k**0.5)
+    return (model.zeta if isinstance(model, noise.Poisson) else model.std) * c
 
 
 @pytest.mark.parametrize("name", objectives.SCORE_MATCHING)
@@ -80,6 +91,37 @@ def test_fresh_noise_differs_at_every_step(tiny_sets):
     assert not torch.equal(second, pair.batch(0, 4, 1)[1])
 
 
+@pytest.mark.parametrize("table", [TINY["noise"], POISSON, GAMMA], ids=lambda table: table["model"])
+def test_recorrupted_crops_are_made_of_the_fixed_noisy_ones(tiny_sets, table):
+    """y = (y_1 + s_a^2 y_2) / (1 + s_a^2), for every model."""
+    ours, noisy = _feed(noise=table, **RECORRUPTED), datasets.noisy_pictures("tiny", noise.from_table(table), 0)
+    for step in range(6):
+        c, target, s_a = ours.batch(0, step, 2)
+        (first, second), spread = ours.noise_of(0, step, 2).models, s_a.flatten().tolist()
+        assert first != second and all(0.5 <= level <= 3 for level in spread)
+        y_1 = torch.stack([_picture(model, crop) for model, crop in zip((first, second), c, strict=True)])
+        y = ours.crops.batch(2, np.random.default_rng([0, step]))
+        torch.testing.assert_close((y_1 + s_a**2 * target) / (1 + s_a**2), y, rtol=1e-4, atol=1e-5)
+        assert _crops_of(noisy, [y])
+
+
+def test_the_twin_of_recorruption_sees_the_same_crops_and_the_clean_pictures(tiny_sets):
+    ours, twin = (_feed(**RECORRUPTED), _feed(objective={"name": "gr2r-supervised"} | LEVELS))
+    for step in range(4):
+        (c, _, s_a), (same, clean, level) = ours.batch(0, step, 2), twin.batch(0, step, 2)
+        assert torch.equal(c, same) and torch.equal(s_a, level)
+        assert _crops_of(dict(datasets.load("tiny")), [clean])
+
+
+def test_recorrupted_noise_stays_in_the_ranges_of_a_mixture(tiny_sets):
+    ours = _feed(noise=MIXTURE, objective={"name": "gr2r", "s_max": 12, "s_min": 0.01})
+    own = PerCrop([noise.Gaussian(6.0), noise.Poisson(0.05), noise.Gamma(140.0)] * 40)
+    told = feed._noisier(own, ours._levels(own, 120, 0)).models
+    assert not any(ours.noise.misses(model) for model in told)
+    times = [float(after.variance(np.ones(1))[0] / before.variance(np.ones(1))[0]) for before, after in zip(own.models, told, strict=True)]
+    assert min(times) > 1 and [max(times[kind::3]) > most for kind, most in enumerate((20, 1.2, 4))] == [True] * 3
+
+
 def test_draws_repeat_the_crops_with_other_probes(tiny_sets):
     for part, size in ((slice(None), 2), (slice(1, 2), 1)):
         c, u, s_a = _feed(draws=2).batch(0, 5, 2, part)
@@ -90,7 +132,7 @@ def test_draws_repeat_the_crops_with_other_probes(tiny_sets):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"draws": 2}, {"objective": TWIN}, PAIRS, {"objective": TWIN, "fresh_noise": True}, PAIRS | {"fresh_noise": True}],
+    [{}, {"draws": 2}, RECORRUPTED, {"objective": TWIN}, PAIRS, {"objective": TWIN, "fresh_noise": True}, PAIRS | {"fresh_noise": True}],
     ids=str,
 )
 def test_processes_share_out_the_batch_of_one(tiny_sets, changes):
@@ -100,6 +142,9 @@ def test_processes_share_out_the_batch_of_one(tiny_sets, changes):
     for values, first, second in zip(whole, *parts, strict=True):
         shares = [half.unflatten(0, (draws, 2)) for half in (first, second)]
         assert torch.equal(torch.cat(shares, 1).flatten(0, 1), values)
+    if changes is RECORRUPTED:
+        models = [ours.noise_of(3, 7, 4, slice(2 * rank, 2 * rank + 2)).models for rank in range(2)]
+        assert [*models[0], *models[1]] == list(ours.noise_of(3, 7, 4).models)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(tiny_sets):
@@ -109,6 +154,13 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tiny_sets):
         assert torch.equal(ours, theirs)
     for seed, step in ((1, 2), (0, 3)):
         assert not torch.equal(first.batch(seed, step, 4)[1], other.batch(0, 2, 4)[1])
+
+
+def test_held_out_crops_are_recorrupted_the_same_for_every_run(tiny_sets):
+    first, other = _feed(**RECORRUPTED), _feed(dataset="tiny-one", **RECORRUPTED)
+    assert first.held_out_noise.models == other.held_out_noise.models and len(set(first.held_out_noise.models)) == 4
+    for ours, theirs in zip(first.held_out, other.held_out, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("changes", [{}, {"objective": TWIN}, PAIRS], ids=["noisy", "clean", "pair"])
@@ -153,6 +205,7 @@ def test_crops_stay_in_channels_last_when_they_are_repeated(tiny_sets):
     ("changes", "parts"),
     [
         ({"fresh_noise": True}, ("fresh_noise = true", "one noisy realization")),
+        ({"fresh_noise": True, "objective": {"name": "gr2r-supervised"} | LEVELS}, ("fresh_noise = true", "one noisy realization")),
         ({"objective": PAIR}, ("second_seed = 0", "a pair", "second realization")),
         ({"objective": PAIR, "second_seed": 3, "noise_seed": 3}, ("second_seed = 3", "a pair", "second realization")),
         ({"dataset": "CBSD"}, ("'CBSD'", "CBSD68")),

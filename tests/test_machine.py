@@ -69,12 +69,12 @@ def test_a_processor_is_named_with_its_threads():
 
 def _loss(name: str, model: noise.Model, network, empty) -> torch.Tensor:
     """The loss on a batch that `empty` makes, as a training step computes it."""
-    levels = {} if name in objectives.TWINS else {"s_max": 0.5, "s_min": 0.1}
+    levels = {} if name in ("supervised", "noise2noise") else {"s_max": 0.5, "s_min": 0.1}
     objective = objectives.make(objectives.Settings(name, **levels), model, 0.1)
     c, second = empty(2, 3, 32, 32), empty(2, 3, 32, 32)
     score = partial(network, noise=model)
     if isinstance(objective, objectives.Regression):
-        return objective.loss(score, c, second, model)
+        return objective.loss(score, c, second, model, *([empty(2, 1, 1, 1)] if levels else []))
     weight = partial(network.weight, noise=model) if objective.weighted else objectives.unweighted
     return objective.loss(score, c, second, empty(2, 1, 1, 1), weight)
 
@@ -119,7 +119,7 @@ MODELS = [noise.Gaussian(25.0), noise.PoissonGaussian(0.05, 5.0), noise.Gamma(50
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_types_fit_together_on_a_gpu(monkeypatch, name, kink, precision):
     monkeypatch.setattr(noise, "check_not_negative", lambda *_: None)  # there are no values to check
-    for model in MODELS[: 1 if name == "r2r" else None]:
+    for model in MODELS[: 1 if name in ("r2r", "gr2r", "gr2r-supervised") else None]:
         network = Architecture(kink=kink).build(3)
         with _fake_cuda(precision) as empty:
             loss = _loss(name, model, _on_fake_cuda(network, empty), empty)

@@ -53,6 +53,11 @@ def test_a_table_of_no_mixture_is_refused(refused, change, part):
         from_table(TABLE | change)
 
 
+@pytest.mark.parametrize(("model", "times"), [(noise.Gaussian(20.0), 9), (noise.Poisson(0.02), 5), (noise.Gamma(60.0), 3)])
+def test_headroom_is_how_many_times_the_variance_may_grow(model, times):
+    assert MIXTURE.headroom(model) == pytest.approx(times)
+
+
 def test_what_a_mixture_misses_is_named():
     for model in (noise.Gaussian(17.0), noise.Poisson(0.1), noise.Gamma(20.0), noise.PoissonGaussian(0.01, 2.0)):
         assert not MIXTURE.misses(model)

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from n2s_utils import noise, objectives
+from n2s_utils.mixture import PerCrop
+from n2s_utils.recorruption import noisier, recorrupt
 
 TWINS = ["supervised", "noise2noise"]
+GR2R = ["gr2r", "gr2r-supervised"]
 DEVIATION = 0.1
 GAUSSIAN = noise.Gaussian(25.0)
-NAMES = pytest.mark.parametrize("name", [name for name in objectives.OBJECTIVES if name not in TWINS])
+NAMES = pytest.mark.parametrize("name", objectives.SCORE_MATCHING)
 
 
 def _make(name: str, s_max: float, s_min: float, model: noise.Model = GAUSSIAN, **settings):
@@ -214,6 +217,7 @@ def test_objectives_are_given_noisy_tensors_only(name):
 
 def test_twins_declare_what_more_they_need():
     assert {name: _make(name, 0, 0).needs for name in TWINS} == {"supervised": "clean", "noise2noise": "pair"}
+    assert {name: _make(name, 1, 0.3).needs for name in GR2R} == {"gr2r": "noisy", "gr2r-supervised": "clean"}
 
 
 @pytest.mark.parametrize(("sigma", "power", "times"), [(25, 0.5, 1), (50, 0, 1), (50, 0.5, 2), (50, 1, 4), (12.5, 0.5, 1 / 2)])
@@ -258,6 +262,58 @@ def test_bad_range_is_refused(refused, name, s_max, s_min):
 def test_twins_refuse_a_range_of_s_a(refused, name):
     with refused("s_max = 0.05", name):
         _make(name, 0.05, 0.01)
+
+
+@pytest.mark.parametrize("name", GR2R)
+@pytest.mark.parametrize(("s_max", "s_min"), [(0, 0), (0.5, 0), (0, 0.5), (0.1, 0.5), (float("inf"), 0.5)])
+def test_two_from_one_refuse_a_bad_range_of_s_a(refused, name, s_max, s_min):
+    with refused(f"s_min = {s_min}, s_max = {s_max}"):
+        _make(name, s_max, s_min)
+
+
+@pytest.mark.parametrize("name", GR2R)
+def test_two_from_one_refuse_noise_that_does_not_bear_it(refused, name):
+    with refused("poisson-gaussian"):
+        _make(name, 2, 0.3, noise.PoissonGaussian(0.01, 10.0))
+    with refused("Gamma", "s_max = 8"):
+        _make(name, 8, 0.3, noise.Gamma(50.0))
+
+
+def test_levels_of_two_from_one_are_log_uniform_up_to_what_each_crop_bears():
+    objective = _make("gr2r", 4.0, 0.5)
+    for most, top in ((np.inf, 4.0), (2.0, 2.0), (0.1, 0.5)):
+        levels = objective.noise_levels(np.full(100_000, most), np.random.default_rng(0))
+        np.testing.assert_allclose(np.quantile(levels, [0, 0.25, 0.5, 1]), 0.5 * (top / 0.5) ** np.array([0, 0.25, 0.5, 1]), rtol=0.02)
+
+
+@pytest.mark.parametrize("model", [GAUSSIAN, noise.Poisson(0.05), noise.Gamma(20.0)], ids=lambda model: model.name)
+def test_a_pair_counts_the_less_the_noisier_its_target_is_and_by_the_noise_of_the_input_alone(model):
+    clean, other, _ = _crops()
+    c = model.coordinate(torch.from_numpy(model.sample(clean.numpy(), np.random.default_rng(0)).astype(np.float64)))
+    s_a = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    weights = []
+    for target in (clean, 3 * other.abs()):
+        objective, error = _make("gr2r", 4.0, 0.5, model), (model.regression_mean(c, 0 * c) - target).square().mean((1, 2, 3))
+        losses = [objective.loss(torch.zeros_like, c[i : i + 1], target[i : i + 1], model, s_a[i : i + 1]) for i in range(len(c))]
+        weights.append(torch.stack(losses) / error)
+    torch.testing.assert_close(weights[0], weights[1])  # whatever the target
+    levels = s_a.flatten() ** 2
+    variances = torch.stack([model.variance(x).mean() for x in clean])
+    torch.testing.assert_close(weights[0] * DEVIATION**2 * variances, levels / (1 + levels), rtol=0.3, atol=0)
+
+
+@pytest.mark.parametrize("s_a", [0.5, 2.0])
+def test_two_from_one_is_least_at_the_posterior_mean_of_the_noisier(s_a):
+    """Of Gaussian data x ~ N(0, tau^2), y = x + n of deviation 1: the score of v, in units of its own noise, is -a v."""
+    tau, model = 0.7, noise.Gaussian(255.0)
+    generator = torch.Generator().manual_seed(0)
+    x = tau * torch.randn(4000, 1, 16, 16, generator=generator, dtype=torch.float64)
+    y = x + torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    levels = torch.full((4000, 1, 1, 1), s_a, dtype=torch.float64)
+    first, second = recorrupt(y, PerCrop([model] * 4000), levels, seed=1)
+    told = noisier(model, s_a)
+    a = told.std**2 / (tau**2 + told.std**2)
+    assert _optimum(_make("gr2r", 4.0, 0.5), (told.coordinate(first), second, told, levels), a) == pytest.approx(1, abs=0.02)
 
 
 def test_recorrupted_to_recorrupted_refuses_other_noise(refused):

@@ -297,6 +297,8 @@ ALL.append({"objective": {"name": "r2r", "s_min": 0.3}})  # below, the variance 
 TWINS = [{"objective": TWIN}, {"objective": PAIR, "second_seed": 1}]
 OTHER_NOISE = [twin | {"noise": table} for table in (POISSON, GAMMA, POISSON_GAUSSIAN) for twin in TWINS]
 OTHER_NOISE += [{"noise": table} for table in (POISSON, GAMMA, POISSON_GAUSSIAN)]
+RECORRUPTED = {"objective": {"name": "gr2r", "s_max": 2, "s_min": 0.5}}
+OTHER_NOISE += [RECORRUPTED] + [RECORRUPTED | {"noise": table} for table in (POISSON, GAMMA)]
 
 
 def _name(changes: dict) -> str:
@@ -413,7 +415,9 @@ def test_a_crop_must_fit_the_network(tiny_sets, tmp_path, monkeypatch, refused):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"shared_blocks": True}, {"objective": TWIN, "fresh_noise": True}, {"noise": GAMMA}], ids=["shared", "fresh", "gamma"]
+    "changes",
+    [{"shared_blocks": True}, {"objective": TWIN, "fresh_noise": True}, {"noise": GAMMA}, RECORRUPTED | {"noise": POISSON}],
+    ids=["shared", "fresh", "gamma", "recorrupted"],
 )
 def test_resume_is_bit_equal_with_other_networks_and_data(tiny_sets, tmp_path, monkeypatch, signals, changes):
     whole = train(tiny(**changes), tmp_path / "whole").read_bytes()
@@ -428,8 +432,9 @@ def test_estimated_psnr_needs_gaussian_noise_and_rises(tiny_sets, tmp_path):
     rows = _rows(train(tiny(crops=80, batch=2, every=10, warmup=10), tmp_path).with_suffix(".csv"))
     estimates = [float(row["estimated_psnr"]) for row in rows]
     assert estimates[-1] > estimates[0] and 15 < estimates[-1] < 45
-    rows = _rows(train(tiny(name="poisson", noise=POISSON, crops=2), tmp_path).with_suffix(".csv"))
-    assert rows[-1]["estimated_psnr"] == ""
+    for name, changes in (("poisson", {"noise": POISSON}), ("many-levels", RECORRUPTED)):
+        rows = _rows(train(tiny(name=name, crops=2, **changes), tmp_path).with_suffix(".csv"))
+        assert rows[-1]["estimated_psnr"] == ""
 
 
 def test_a_grey_set_trains_a_grey_network(tiny_sets, tmp_path):

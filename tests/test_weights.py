@@ -50,7 +50,7 @@ def test_channels_are_read_from_the_record(tmp_path):
     assert load_weights(path).channels == load_weights(path, channels=1).channels == 1
 
 
-@pytest.mark.parametrize("objective", ["antithetic", "supervised", "noise2noise"])
+@pytest.mark.parametrize("objective", ["antithetic", "supervised", "noise2noise", "gr2r", "gr2r-supervised"])
 def test_weights_of_a_regression_say_so(tmp_path, objective):
     path, record = tmp_path / "grey.safetensors", record_of(Architecture(), 1)
     record["config"]["objective"] = {"name": objective}
