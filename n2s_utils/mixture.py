@@ -134,6 +134,11 @@ Noise = Model | PerCrop  # of a batch
 Source = Model | Mixture  # of a set of pictures
 
 
+def variance_at(noise: Noise, c: torch.Tensor) -> torch.Tensor:
+    """Of the noise at the brightness of c itself, which a score of z of 0 gives; all of the shape of c."""
+    return noise.variance(noise.regression_mean(c, noise.curvature(c)))
+
+
 def from_table(table: dict[str, Any]) -> Source:
     """The noise in the table [noise] of a configuration: `model`, a key of noise.MODELS or "mixture", and its parameters."""
     if table.get("model") != Mixture.name:

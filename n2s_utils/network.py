@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from n2s_utils.cli import InputError
-from n2s_utils.mixture import Noise
+from n2s_utils.mixture import Noise, variance_at
 from n2s_utils.noise import REFERENCE
 from n2s_utils.unet import UNet
 
@@ -73,5 +73,4 @@ class ScoreNetwork(nn.Module):
         weight = 1 / (self.deviation * noise.slope(c)) ** 2
         if not power:
             return weight
-        variance = noise.variance(noise.regression_mean(c, noise.curvature(c)))  # a score of z of 0: the brightness of c itself
-        return (variance / REFERENCE) ** power * weight
+        return (variance_at(noise, c) / REFERENCE) ** power * weight

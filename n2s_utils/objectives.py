@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from n2s_utils.cli import InputError
-from n2s_utils.mixture import Noise, Source
+from n2s_utils.mixture import Noise, Source, variance_at
 from n2s_utils.noise import REFERENCE, Gaussian
 from n2s_utils.recorruption import check_levels
 
@@ -182,9 +182,9 @@ class Regression:
         return self.s_min * (top / self.s_min) ** rng.random(len(most))
 
     def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise, s_a: torch.Tensor | None = None) -> torch.Tensor:
-        # A score of z of 0 gives the brightness of c itself, which the noise of the target does not touch.
-        brightness = target if s_a is None else noise.regression_mean(c, noise.curvature(c))
-        variance = noise.variance(brightness).mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
+        # By c, as the noise of a target that is noisy would move the weight with it.
+        variances = noise.variance(target) if s_a is None else variance_at(noise, c)
+        variance = variances.mean((1, 2, 3), keepdim=True).clip(1e-6)  # of a black crop it is 0
         weight = (variance / REFERENCE) ** self.power / (self.deviation**2 * variance)
         if s_a is not None:
             weight = weight * s_a**2 / (1 + s_a**2)
