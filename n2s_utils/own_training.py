@@ -117,7 +117,7 @@ def configuration(
     """
     pictures = learned | held_out
     channels, side = next(iter(pictures.values())).shape[2], min(min(y.shape[:2]) for y in pictures.values())
-    start = weights.for_every_noise(channels)
+    start = weights.score_matching(channels)
     made = weights.load_record(start)["config"]
     crop = min(side, 128) // 32 * 32
     if not crop:

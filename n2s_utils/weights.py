@@ -13,11 +13,16 @@ from n2s_utils.files import CHECKOUT, ROOT, atomic_write, sha256
 from n2s_utils.network import Architecture, ScoreNetwork
 from n2s_utils.objectives import REGRESSIONS
 
-SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("shipped")  # a wheel brings the two for every noise
+SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("shipped")  # a wheel brings those for every noise
 
 
 def for_every_noise(channels: int) -> Path:
     """The shipped weights that serve every noise, for pictures of 1 or 3 channels."""
+    return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-gr2r.safetensors"
+
+
+def score_matching(channels: int) -> Path:
+    """The same before their last stage, which learns from pictures of several noise levels: where training for one noise starts."""
     return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-antithetic.safetensors"
 
 

@@ -443,8 +443,8 @@ def test_weights_of_ones_own_are_used_as_they_were_trained(tmp_path, run):
 
 def test_the_default_way_serves_grey_and_colour():
     way = Way()
-    assert way.weights_for(CLEAN).name == "colour-antithetic.safetensors"
-    assert way.weights_for(CLEAN[:, :, :1]).name == "grey-antithetic.safetensors"
+    assert way.weights_for(CLEAN).name == "colour-gr2r.safetensors"
+    assert way.weights_for(CLEAN[:, :, :1]).name == "grey-gr2r.safetensors"
 
 
 def test_the_package_without_a_checkout_denoises_and_says_what_it_lacks(tmp_path):

@@ -78,7 +78,7 @@ def test_rows_of_an_estimated_parameter_and_of_another_network_are_never_average
     expected = tables.psnr_table(results, tables.read_published())
     worse = results.assign(psnr=results.psnr - 1)
     ours = worse[worse.method == tables.OURS]
-    everything = pd.concat([results, worse.assign(known=0), ours.assign(weights="colour-antithetic.safetensors")])
+    everything = pd.concat([results, worse.assign(known=0), ours.assign(weights="colour-gr2r.safetensors", method="gr2r")])
     table = tables.psnr_table(everything, tables.read_published())
     pd.testing.assert_frame_equal(table[expected.columns], expected)
     assert (table.estimated == 29.5).all() and table["paper, unknown"]["CBSD68"] == 30.78
@@ -112,15 +112,21 @@ def test_a_model_of_noise_has_one_table_of_the_network_for_every_noise():
         for value in parameters:
             methods = {tables.OURS: 30.5, tables.TWIN: 30.75} | ({tables.PUBLISHED: 25.0} if name == "poisson" else {})
             rows = _all_methods(value, **methods).assign(noise=name)
-            rows["weights"] = rows.method.map(lambda method: "" if method in ("noisy", "nlm") else f"colour-{method}.safetensors")
             own = rows[rows.method.isin([tables.OURS, tables.TWIN])]
             own = own.assign(psnr=own.psnr + 0.5, weights=f"colour-{name}{value:g}-" + own.method + ".safetensors")
+            alone = rows[rows.method == tables.OURS].assign(psnr=30.0)
+            rows["method"] = rows.method.replace({ours: last for last, ours in tables.ROLES.items()})
+            rows = pd.concat([rows, alone])
+            files = {"noisy": "", "nlm": "", tables.PUBLISHED: f"colour-{tables.OURS}.safetensors"}
+            rows["weights"] = [files.get(method, f"colour-{method}.safetensors") for method in rows.method]
             parts += [rows, *([own] if (name, value) == ("gaussian", 25) else [])]
-            parts.append(rows[rows.method == tables.OURS].assign(known=0, psnr=30.4))
+            parts.append(rows[rows.method == "gr2r"].assign(known=0, psnr=30.4))
     results, published = pd.concat(parts), tables.read_published()
     gaussian, poisson = (tables.main_table(results, published, name) for name in ("gaussian", "poisson"))
     assert gaussian.index.name == "set, σ" and poisson.index.name == "set, ζ"
     assert gaussian.loc["CBSD68, 25"].drop("to the paper").tolist() == [30.85, "**30.50**", 30.75, "-0.25 ± 0.00", 31.0]
+    counts = tables.model_table(results, published, "poisson")
+    assert (counts["published formula"] == 25).all() and (counts["score matching"] == 30).all() and (counts.ours == 30.5).all()
     assert gaussian["σ 25 alone"].notna().tolist() == [True] * 4 + [False] * 4
     assert poisson.loc["CBSD68, 0.01"].drop("to the paper").tolist() == [32.61, "**30.50**", 30.75, "-0.25 ± 0.00", 30.4]
     assert poisson["to the paper"]["CBSD68, 0.01"] == pytest.approx(-2.11)

@@ -17,6 +17,7 @@ from n2s_utils.report.figures import to_markdown
 DATASETS = ("CBSD68", "Kodak", "BSD68", "Set12")
 OURS, AR_DAE, TWIN = "antithetic", "ar-dae", "supervised"  # methods, as result rows name them
 PUBLISHED = OURS + "-published"  # the same score, read by the formula for counts as published
+ROLES = {"gr2r": OURS, "gr2r-supervised": TWIN}  # of the networks for every noise, after their last stage: see `pick`
 NAMES = {"noisy": "noisy", "nlm": "non-local means", OURS: "ours", AR_DAE: "AR-DAE", TWIN: "twin", PUBLISHED: "published formula"}
 TABLE_2 = {"gaussian": (25.0, 50.0), "poisson": (0.01, 0.05), "gamma": (100.0, 50.0)}  # the paper's
 SYMBOLS = {"gaussian": "σ", "poisson": "ζ", "gamma": "k"}
@@ -48,12 +49,14 @@ def kept(place: str, measure: Callable[[], Iterable[dict[str, Any]]], output: st
 
 def network_of(rows: pd.DataFrame) -> pd.Series:
     """Of each row: "dedicated" where its weights file is named after the row's noise (colour-gaussian25-...), "general" where
-    it is not, "" where there is none.
+    it is one for every noise, "score matching" where that is the one before its last stage (GR2R), "" where there is none.
     """
 
     def kind(weights: str, noise: str, parameter: float | str) -> str:
         label = f"{noise}{parameter}" if isinstance(parameter, str) else f"{noise}{parameter:g}"
-        return "" if not weights else "dedicated" if f"-{label}-" in weights else "general"
+        if not weights or f"-{label}-" in weights:
+            return "dedicated" if weights else ""
+        return "general" if "-gr2r" in weights else "score matching"
 
     kinds = [kind(*row) for row in rows[["weights", "noise", "parameter"]].itertuples(index=False)]
     return pd.Series(kinds, rows.index, dtype=str)
@@ -61,12 +64,12 @@ def network_of(rows: pd.DataFrame) -> pd.Series:
 
 def pick(rows: pd.DataFrame, known: int = 1, network: str = "dedicated") -> pd.DataFrame:
     """The rows of a table: with the parameter known or estimated, from one kind of network (`network_of`); those without a
-    network are in every table.
+    network are in every table. Ours and the twin are the methods OURS and TWIN in every kind, whatever their last stage was (ROLES).
 
     Raises InputError naming the files where two networks of that kind would be averaged.
     """
     kinds = network_of(rows)
-    chosen = rows[(rows.known == known) & kinds.isin(["", network])]
+    chosen = rows[(rows.known == known) & kinds.isin(["", network])].replace({"method": ROLES})
     files = chosen.groupby(["dataset", "method", "noise", "parameter"]).weights.unique()
     for (dataset, method, *_), names in files.items():
         if len(names) > 1:
@@ -109,7 +112,8 @@ def psnr_table(
 ) -> pd.DataFrame:
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
-    `network` is that of `pick`. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference to the twin.
+    `network` is that of `pick`; beside the general one stand "score matching", the same before its last stage, and the "published
+    formula" for counts that reads its score. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference to the twin.
     Columns that would be empty are left out, and so are published figures marked as misprints.
     """
 
@@ -120,11 +124,12 @@ def psnr_table(
         return summarise(pick(of(results), known, network)).set_index(["dataset", "method"])
 
     summary, unknown = summary_of(1, network), summary_of(0, network)["mean"]
+    alone = summary_of(1, "score matching")["mean"] if network == "general" else pd.Series(dtype=float)
     figures = claims(published).reset_index()
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
     both = pick(of(results), 1, network)
     intervals = paired(both).droplevel(["noise", "parameter"])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
-    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in DATASETS]
+    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown, alone) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
@@ -136,7 +141,13 @@ def claims(published: pd.DataFrame) -> pd.Series:
 
 
 def _table_row(
-    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], intervals: pd.Series, unknown: pd.Series
+    dataset: str,
+    model: noise.Model,
+    summary: pd.DataFrame,
+    claimed: list[pd.Series],
+    intervals: pd.Series,
+    unknown: pd.Series,
+    alone: pd.Series,
 ) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
@@ -149,7 +160,8 @@ def _table_row(
         "noisy": summary["mean"][dataset, "noisy"],
         "non-local means": summary["mean"][dataset, "nlm"],
         "AR-DAE": summary["mean"].get((dataset, AR_DAE), np.nan),  # trained in colour only
-        "published formula": summary["mean"].get((dataset, PUBLISHED), np.nan),
+        "published formula": alone.get((dataset, PUBLISHED), np.nan),
+        "score matching": alone.get((dataset, OURS), np.nan),
         "paper": paper,
         "ours": ours["mean"],
         "to the paper": ours["mean"] - paper,
