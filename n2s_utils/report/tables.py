@@ -113,7 +113,8 @@ def psnr_table(
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
     `network` is that of `pick`; beside the general one stand "score matching", the same before its last stage, and the "published
-    formula" for counts that reads its score. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference to the twin.
+    formula" for counts that reads its score. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference
+    to the twin.
     Columns that would be empty are left out, and so are published figures marked as misprints.
     """
 
