@@ -111,9 +111,10 @@ def split(pictures: Pictures) -> tuple[Pictures, Pictures]:
 def configuration(
     name: str, model: noise.Model, learned: Pictures, held_out: Pictures, minutes: float, shipped: bool, device: str
 ) -> config.Config:
-    """How the shipped weights for every noise were made, for one noise and pictures of one's own.
+    """How the shipped weights for every noise were made before their last stage, for one noise and pictures of one's own.
 
-    `shipped`: from these weights, with little steps; else from fresh ones. Crops as large as the smallest picture allows, up to 128.
+    `shipped`: from weights.score_matching, with little steps; else from fresh ones. Crops as large as the smallest picture allows, up
+    to 128.
     """
     pictures = learned | held_out
     channels, side = next(iter(pictures.values())).shape[2], min(min(y.shape[:2]) for y in pictures.values())

@@ -18,12 +18,16 @@ SHIPPED = ROOT / "data" / "weights" if CHECKOUT else Path(__file__).with_name("s
 
 def for_every_noise(channels: int) -> Path:
     """The shipped weights that serve every noise, for pictures of 1 or 3 channels."""
-    return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-gr2r.safetensors"
+    return _shipped(channels, "gr2r")
 
 
 def score_matching(channels: int) -> Path:
     """The same before their last stage, which learns from pictures of several noise levels: where training for one noise starts."""
-    return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-antithetic.safetensors"
+    return _shipped(channels, "antithetic")
+
+
+def _shipped(channels: int, method: str) -> Path:
+    return SHIPPED / f"{'grey' if channels == 1 else 'colour'}-{method}.safetensors"
 
 
 def save_weights(state: dict[str, torch.Tensor], path: str | Path, record: dict) -> None:

@@ -45,10 +45,10 @@ def _against_paper_and_twin(results: pd.DataFrame) -> Iterator[tuple[str, float,
     yield "cells with a figure of the paper", every["to the paper"].count(), "*.csv"
     yield "cells at or above it", (every["to the paper"] >= 0).sum(), "*.csv"
     yield "least distance to the twin", every["to the twin"].max(), "*.csv"
-    alone = every.ours - every["score matching"]
-    yield "least gain of the last stage at zeta 0.05", alone.filter(like=", 0.05").min(), "*-poisson0.05.csv"
-    yield "largest gain of the last stage", alone.max(), "*-poisson0.05.csv"
-    yield "most that the last stage costs", alone.min(), "*.csv"
+    gain = every.ours - every["score matching"]
+    yield "least gain of the last stage at zeta 0.05", gain.filter(like=", 0.05").min(), "*-poisson0.05.csv"
+    yield "largest gain of the last stage", gain.max(), "*-poisson0.05.csv"
+    yield "most that the last stage costs", gain.min(), "*.csv"
     ahead = every["to the twin"].sort_values()
     yield f"largest distance to the twin, {ahead.index[0]}", ahead.iloc[0], "*.csv"
     yield f"the next, {ahead.index[1]}", ahead.iloc[1], "*.csv"

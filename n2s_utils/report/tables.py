@@ -54,8 +54,10 @@ def network_of(rows: pd.DataFrame) -> pd.Series:
 
     def kind(weights: str, noise: str, parameter: float | str) -> str:
         label = f"{noise}{parameter}" if isinstance(parameter, str) else f"{noise}{parameter:g}"
-        if not weights or f"-{label}-" in weights:
-            return "dedicated" if weights else ""
+        if not weights:
+            return ""
+        if f"-{label}-" in weights:
+            return "dedicated"
         return "general" if "-gr2r" in weights else "score matching"
 
     kinds = [kind(*row) for row in rows[["weights", "noise", "parameter"]].itertuples(index=False)]
@@ -112,9 +114,7 @@ def psnr_table(
 ) -> pd.DataFrame:
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
-    `network` is that of `pick`; beside the general one stand "score matching", the same before its last stage, and the "published
-    formula" for counts that reads its score. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference
-    to the twin.
+    `network` is that of `pick`. "over pictures" is half the 95 % interval of our mean, "paired" that of the difference to the twin.
     Columns that would be empty are left out, and so are published figures marked as misprints.
     """
 
@@ -125,12 +125,11 @@ def psnr_table(
         return summarise(pick(of(results), known, network)).set_index(["dataset", "method"])
 
     summary, unknown = summary_of(1, network), summary_of(0, network)["mean"]
-    alone = summary_of(1, "score matching")["mean"] if network == "general" else pd.Series(dtype=float)
     figures = claims(published).reset_index()
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
     both = pick(of(results), 1, network)
     intervals = paired(both).droplevel(["noise", "parameter"])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
-    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown, alone) for dataset in DATASETS]
+    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in DATASETS]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
@@ -142,13 +141,7 @@ def claims(published: pd.DataFrame) -> pd.Series:
 
 
 def _table_row(
-    dataset: str,
-    model: noise.Model,
-    summary: pd.DataFrame,
-    claimed: list[pd.Series],
-    intervals: pd.Series,
-    unknown: pd.Series,
-    alone: pd.Series,
+    dataset: str, model: noise.Model, summary: pd.DataFrame, claimed: list[pd.Series], intervals: pd.Series, unknown: pd.Series
 ) -> dict[str, Any]:
     for method in ("noisy", "nlm", OURS):
         if (dataset, method) not in summary.index:
@@ -161,8 +154,7 @@ def _table_row(
         "noisy": summary["mean"][dataset, "noisy"],
         "non-local means": summary["mean"][dataset, "nlm"],
         "AR-DAE": summary["mean"].get((dataset, AR_DAE), np.nan),  # trained in colour only
-        "published formula": alone.get((dataset, PUBLISHED), np.nan),
-        "score matching": alone.get((dataset, OURS), np.nan),
+        "published formula": summary["mean"].get((dataset, PUBLISHED), np.nan),
         "paper": paper,
         "ours": ours["mean"],
         "to the paper": ours["mean"] - paper,
@@ -178,13 +170,16 @@ def _table_row(
 
 
 def model_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One model of noise: `psnr_table` of its two parameters in the paper's Table 2, of the one network for every noise. Where there
-    are networks for one noise alone too, their figures are the columns "one noise", "one noise, twin" and "AR-DAE".
+    """One model of noise: `psnr_table` of its two parameters in the paper's Table 2, of the one network for every noise.
+
+    "score matching" is that network before its last stage, "published formula" another reading of its score. Where there are
+    networks for one noise alone too, their figures are the columns "one noise", "one noise, twin" and "AR-DAE".
     """
     parts = {}
     for value in TABLE_2[name]:
         model = noise.make(name, value)
-        table = psnr_table(results, published, model, "general")
+        table, before = (psnr_table(results, published, model, kind) for kind in ("general", "score matching"))
+        table = table.assign(**{"score matching": before.ours, "published formula": before.get("published formula", np.nan)})
         of_it = results[(results.noise == name) & (results.parameter == value)]
         if (network_of(of_it) == "dedicated").any():
             own = psnr_table(results, published, model)
