@@ -64,6 +64,8 @@ class Way:
             found.append(f"{missed}, which the network was trained for: expect a result that is less sure, or hardly changed")
         elif not isinstance(trained, Mixture) and trained != model:
             found.append(f"the weights were trained on {trained}; used on {model} by a change of variables")
+        if type(self.given) is noise.Poisson and not _may_be_counts(source, self.given.zeta):
+            found.append(f"not counts: the values are no multiples of zeta {self.given.zeta:g}; is the variance zeta times the brightness?")
         try:
             every, second = estimation.levels(source.picture, self.cut(source))
             if second > max(WHITE * every, QUIET):
@@ -84,6 +86,14 @@ class Way:
         precision = machine.precision_of("auto", self.device)
         output = Denoiser(loaded.network, model, self.memory, precision)(source.picture)
         return unclipped(output, model) if self.cut(source) else output
+
+
+def _may_be_counts(source: Photo, zeta: float) -> bool:
+    """Whether the values are multiples of zeta, as far as a file of integers can tell."""
+    counts = source.picture[source.picture < 1] / zeta  # white may be cut off
+    step = 1 / source.white / zeta if source.dtype.kind == "u" else 0.0
+    # The mean distance to a whole number is at most 1/8 after rounding to half a count, and 1/4 for any other values.
+    return step > 1 / 2 or not counts.size or np.abs(counts - np.rint(counts)).mean() < 0.16
 
 
 def denoise_one(job: Job, way: Way, force: bool = False) -> bool:

@@ -167,6 +167,14 @@ def _jpeg(pixels, path):
 
 
 LARGE = data.astronaut()[:256, 100:400]
+
+
+def _counts(zeta, white=255):
+    """LARGE as counts of that gain, as a file has it."""
+    values = white * noise.Poisson(zeta).sample(LARGE / 255, np.random.default_rng(0))
+    return values.round().clip(0, 255).astype(np.uint8) if white > 1 else values
+
+
 WARNED = {
     "white.png": (lambda path: pillow(noisy(LARGE), "PNG")(path), [], ""),
     "slight.png": (lambda path: pillow(noisy(LARGE, 6.0), "PNG")(path), [], ""),
@@ -175,6 +183,20 @@ WARNED = {
     "level.png": (lambda path: pillow(noisy(LARGE), "PNG")(path), ["--sigma", 0.1], "0-255 scale"),
     "strong.png": (lambda path: pillow(noisy(LARGE), "PNG")(path), ["--sigma", 90], "sigma 90 lies outside 5 to 60"),
     "clean.png": (lambda path: pillow(LARGE, "PNG")(path), [], "lies outside 5 to 60"),
+    "no-counts.png": (
+        lambda path: pillow(noisy(LARGE), "PNG")(path),
+        ["--zeta", 0.02],
+        "not counts: the values are no multiples of zeta 0.02",
+    ),
+    "no-counts.tif": (
+        lambda path: tifffile.imwrite(path, np.float32(LARGE / 255) ** 0.5, photometric="rgb"),
+        ["--zeta", 0.02],
+        "not counts",
+    ),
+    "camera.png": (lambda path: pillow(noisy(LARGE), "PNG")(path), ["--zeta", 0.02, "--sigma", 10], ""),
+    "counts.png": (lambda path: pillow(_counts(0.02), "PNG")(path), ["--zeta", 0.02], ""),
+    "counts.tif": (lambda path: tifffile.imwrite(path, _counts(0.02, 1.0), photometric="rgb"), ["--zeta", 0.02], ""),
+    "too-coarse.png": (lambda path: pillow(noisy(LARGE), "PNG")(path), ["--zeta", 0.005], ""),
 }
 
 

@@ -16,8 +16,8 @@ from n2s_utils.mixture import Mixture
 from n2s_utils.report import tables
 
 SHIPPED = sorted((ROOT / "data" / "weights").glob("*.safetensors"))
-# Of the colour sets the first pictures only, for time.
-BENCHMARK = {"Set12": None, "CBSD68": 3, "Kodak": 3}
+# Of the larger sets the first pictures only, for time.
+BENCHMARK = {"Set12": None, "CBSD68": 3, "Kodak": 3, "BSD68": 1}
 # What the networks for every noise are checked on, one picture each.
 EVERY_NOISE = [noise.Gaussian(25.0), noise.Poisson(0.01), noise.Gamma(100.0)]
 CHECKED = BENCHMARK if BENCHMARKS_PRESENT else {"sample": None, "sample-grey": None}
