@@ -41,7 +41,7 @@ class Patches:
         counts = [max(y.shape[0] - SIDE + 1, 0) * max(y.shape[1] - SIDE + 1, 0) for y in pictures]
         self._require(sum(counts), LEAST)
         if not any(np.ptp(y) > 0 for y in pictures):
-            raise InputError("a picture of one value alone: there is no noise to estimate; give its parameter")
+            raise InputError("a picture of one value alone: there is no noise to estimate; give --sigma, --zeta or --k")
         self.least = min(float(y.min()) for y in pictures)
         shares = [MOST * count // max(sum(counts), MOST) for count in counts]
         patches = np.concatenate([_patches(y, share) for y, share in zip(pictures, shares, strict=True) if share])
@@ -54,7 +54,7 @@ class Patches:
 
     def _require(self, count: int, least: int) -> None:
         if count < least:
-            raise InputError(f"picture of {self.sizes}: too small to estimate its noise from; give its parameter")
+            raise InputError(f"picture of {self.sizes}: too small to estimate its noise from; give --sigma, --zeta or --k")
 
     def noise_variance(self, variance: np.ndarray, part: np.ndarray | slice = slice(None)) -> float:
         """Of the noise in the patches `part`, as a multiple of `variance` (n, C), which must be above 0 there; by the least
@@ -145,9 +145,7 @@ def _poisson_gaussian(patches: Patches) -> noise.Model:
     as the least that the model can say.
     """
     bins = patches.bins()
-    brightness = np.array([patches.mean[part].mean() for part in bins])
-    if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
-        raise InputError("poisson-gaussian noise: the brightness hardly varies, and its two parts cannot be told apart; give both")
+    brightness = _brightness(patches, bins, "poisson-gaussian noise", "its two parts cannot be told apart; give --zeta and --sigma")
     zeta, read = 0.0, _found(patches.noise_variance(np.ones_like(patches.mean)), "poisson-gaussian")
     for _ in range(ROUNDS):
         expected = zeta * patches.mean.clip(0) + read
@@ -155,6 +153,15 @@ def _poisson_gaussian(patches: Patches) -> noise.Model:
         found *= zeta * brightness.clip(0) + read
         zeta, read = _line(brightness, found)
     return noise.PoissonGaussian(zeta, 255 * read**0.5)
+
+
+def _brightness(patches: Patches, bins: list[np.ndarray], what: str, so: str) -> np.ndarray:
+    """The mean of each bin; raises InputError where they hardly differ: a picture of one brightness shows how strong its noise is,
+    not how it grows."""
+    brightness = np.array([patches.mean[part].mean() for part in bins])
+    if np.ptp(brightness) < 0.1 * np.abs(brightness).max():
+        raise InputError(f"{what}: the brightness hardly varies, and {so}")
+    return brightness
 
 
 def _line(brightness: np.ndarray, variance: np.ndarray) -> tuple[float, float]:
@@ -181,9 +188,10 @@ def choose(y: np.ndarray, clipped: bool = False) -> noise.Model:
     """Gaussian, Poisson or Gamma noise, whichever explains how the noise of y (H, W, C) grows with brightness, with its parameter.
     `clipped` is as for `Patches`.
 
-    Raises InputError as `estimate` does.
+    Raises InputError as `estimate` does, and for a picture whose brightness hardly varies.
     """
     patches = Patches(y, clipped=clipped)
+    _brightness(patches, patches.bins(), "noise of unknown model", "the model cannot be told; give --noise with one")
     names = ["gaussian"] if (y < 0).any() else ["gaussian", "poisson", "gamma"]
     return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, model))
 
