@@ -189,14 +189,21 @@ def model_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd
 
 
 def main_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.DataFrame:
-    """What the README shows of `model_table`: paper, ours and its distance, the twin and the paired distance to it, and one column
-    more: the network for that noise alone (Gaussian), or ours with the parameter estimated.
+    """What the README shows of `model_table`: paper, ours and its distance to the paper, the twin and the paired distance to it, the
+    network for that noise alone where there is one, and ours with the parameter estimated beside the paper's.
     """
+
+    def beside(values: pd.Series, others: pd.Series, form: str) -> list[str]:
+        pairs = zip(values, others, strict=True)
+        return [form.format(value, other) if pd.notna(other) else form.split(" (")[0].format(value) for value, other in pairs]
+
     table = model_table(results, published, name)
     table["to the twin"] = [f"{difference:+.2f} ± {half:.2f}" for difference, half in zip(table["to the twin"], table.paired, strict=True)]
-    table["ours"] = [f"**{value:.2f}**" for value in table.ours]
+    table["ours (to the paper)"] = beside(table.ours, table["to the paper"], "**{:.2f}** ({:+.2f})")
+    table["unknown (paper)"] = beside(table.estimated, table["paper, unknown"], "{:.2f} ({:.2f})")
     table = table.rename(columns={"one noise": "σ 25 alone"})
-    return table[["paper", "ours", "to the paper", "twin", "to the twin", "σ 25 alone" if name == "gaussian" else "estimated"]]
+    columns = ["paper", "ours (to the paper)", "twin", "to the twin", "σ 25 alone", "unknown (paper)"]
+    return table[[column for column in columns if column in table]]
 
 
 def main_tables(results: pd.DataFrame, published: pd.DataFrame) -> str:
