@@ -90,10 +90,11 @@ class Way:
 
 def _may_be_counts(source: Photo, zeta: float) -> bool:
     """Whether the values are multiples of zeta, as far as a file of integers can tell."""
+    if source.clipped and 1 / source.white > zeta / 2:  # steps of a file of integers
+        return True
     counts = source.picture[source.picture < 1] / zeta  # white may be cut off
-    step = 1 / source.white / zeta if source.dtype.kind == "u" else 0.0
     # The mean distance to a whole number is at most 1/8 after rounding to half a count, and 1/4 for any other values.
-    return step > 1 / 2 or not counts.size or np.abs(counts - np.rint(counts)).mean() < 0.16
+    return not counts.size or np.abs(counts - np.rint(counts)).mean() < 0.16
 
 
 def denoise_one(job: Job, way: Way, force: bool = False) -> bool:

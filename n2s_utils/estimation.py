@@ -191,16 +191,17 @@ def choose(y: np.ndarray, clipped: bool = False) -> noise.Model:
     Raises InputError as `estimate` does, and for a picture whose brightness hardly varies.
     """
     patches = Patches(y, clipped=clipped)
-    _brightness(patches, patches.bins(), "noise of unknown model", "the model cannot be told; give --noise with one")
+    bins = patches.bins()
+    _brightness(patches, bins, "noise of unknown model", "the model cannot be told; give --noise with one")
     names = ["gaussian"] if (y < 0).any() else ["gaussian", "poisson", "gamma"]
-    return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, model))
+    return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, bins, model))
 
 
-def _unevenness(patches: Patches, model: noise.Model) -> float:
+def _unevenness(patches: Patches, bins: list[np.ndarray], model: noise.Model) -> float:
     """How far the noise of a picture is from that of the model at some brightness: the deviation, over bins of brightness, of the
     logarithm of its variance as a multiple of the model's. 0 for the true model."""
     variance = np.maximum(model.variance(patches.mean), 1e-6)
-    return float(np.std([np.log(max(patches.noise_variance(variance, part), 1e-12)) for part in patches.bins()]))
+    return float(np.std([np.log(max(patches.noise_variance(variance, part), 1e-12)) for part in bins]))
 
 
 def levels(y: np.ndarray, clipped: bool = False) -> tuple[float, float]:

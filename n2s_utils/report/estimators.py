@@ -15,13 +15,13 @@ from skimage.restoration import estimate_sigma
 from n2s_utils import estimation, noise
 from n2s_utils.denoiser import Denoiser
 
-# Of Kim & Ye's code: the least parameter, the largest, and how many.
-GRID = {"gaussian": (5.0, 55.0, 50), "poisson": (0.005, 0.1, 100), "gamma": (40.0, 120.0, 80)}
+GRID = {"gaussian": (5.0, 55.0), "poisson": (0.005, 0.1), "gamma": (40.0, 120.0)}  # that of Kim & Ye's code
+STEPS = {"gaussian": 50, "poisson": 100, "gamma": 80}  # parameters on it
 ROUNDS = 5  # of a fixed point
 
 
 def least_variation(y: np.ndarray, single: Denoiser) -> float:
-    """Kim & Ye: of the parameters of GRID the one at which their formula, its score fixed, gives the picture x of least total
+    """Kim & Ye: of the STEPS parameters of GRID the one at which their formula, its score fixed, gives the picture x of least total
     variation TV, for counts and Gamma noise with a term of the likelihood: TV / 10 + mean(x - y log x),
     TV + mean(log x + y / x + (y / x)^2).
     """
@@ -36,7 +36,7 @@ def least_variation(y: np.ndarray, single: Denoiser) -> float:
         x = (parameter * y / ((parameter - 1) - y * score)).clip(1e-3)
         return _variation(x) + float((np.log(x) + y / x + (y / x) ** 2).mean())
 
-    return float(min(np.linspace(*GRID[name]), key=criterion))
+    return float(min(np.linspace(*GRID[name], STEPS[name]), key=criterion))
 
 
 def _variation(x: np.ndarray) -> float:

@@ -193,14 +193,13 @@ def main_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.
     network for that noise alone where there is one, and ours with the parameter estimated beside the paper's.
     """
 
-    def beside(values: pd.Series, others: pd.Series, form: str) -> list[str]:
-        pairs = zip(values, others, strict=True)
-        return [form.format(value, other) if pd.notna(other) else form.split(" (")[0].format(value) for value, other in pairs]
+    def with_brackets(texts: list[str], values: pd.Series, form: str) -> list[str]:
+        return [f"{text} ({value:{form}})" if pd.notna(value) else text for text, value in zip(texts, values, strict=True)]
 
     table = model_table(results, published, name)
     table["to the twin"] = [f"{difference:+.2f} ± {half:.2f}" for difference, half in zip(table["to the twin"], table.paired, strict=True)]
-    table["ours (to the paper)"] = beside(table.ours, table["to the paper"], "**{:.2f}** ({:+.2f})")
-    table["unknown (paper)"] = beside(table.estimated, table["paper, unknown"], "{:.2f} ({:.2f})")
+    table["ours (to the paper)"] = with_brackets([f"**{value:.2f}**" for value in table.ours], table["to the paper"], "+.2f")
+    table["unknown (paper)"] = with_brackets([f"{value:.2f}" for value in table.estimated], table["paper, unknown"], ".2f")
     table = table.rename(columns={"one noise": "σ 25 alone"})
     columns = ["paper", "ours (to the paper)", "twin", "to the twin", "σ 25 alone", "unknown (paper)"]
     return table[[column for column in columns if column in table]]
