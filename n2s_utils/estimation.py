@@ -188,13 +188,16 @@ def choose(y: np.ndarray, clipped: bool = False) -> noise.Model:
     """Gaussian, Poisson or Gamma noise, whichever explains how the noise of y (H, W, C) grows with brightness, with its parameter.
     `clipped` is as for `Patches`.
 
-    Raises InputError as `estimate` does, and for a picture whose brightness hardly varies.
+    Raises InputError as `estimate` does, and for a picture whose brightness hardly varies, unless it has negative intensities,
+    which Gaussian noise alone makes.
     """
     patches = Patches(y, clipped=clipped)
+    if (y < 0).any():
+        return _gaussian(patches)
     bins = patches.bins()
     _brightness(patches, bins, "noise of unknown model", "the model cannot be told; give --noise with one")
-    names = ["gaussian"] if (y < 0).any() else ["gaussian", "poisson", "gamma"]
-    return min((ESTIMATORS[name](patches) for name in names), key=lambda model: _unevenness(patches, bins, model))
+    models = (ESTIMATORS[name](patches) for name in ("gaussian", "poisson", "gamma"))
+    return min(models, key=lambda model: _unevenness(patches, bins, model))
 
 
 def _unevenness(patches: Patches, bins: list[np.ndarray], model: noise.Model) -> float:

@@ -60,7 +60,7 @@ def test_comparing_brightness_needs_a_larger_picture():
     assert estimation.estimate(y, "gaussian").sigma > 0
     for ask in (estimation.choose, lambda y: estimation.estimate(y, "poisson-gaussian")):
         with pytest.raises(InputError, match="60x60: too small"):
-            ask(y)
+            ask(y.clip(0))
 
 
 def test_other_pictures_that_cannot_tell():
@@ -69,6 +69,7 @@ def test_other_pictures_that_cannot_tell():
         estimation.estimate(flat, "poisson-gaussian")
     with pytest.raises(InputError, match="the model cannot be told; give --noise"):
         estimation.choose(flat.clip(0))
+    assert estimation.choose(flat - 0.5).sigma == pytest.approx(255 * flat.std(), rel=0.05)  # negative: no other noise makes that
     black = np.zeros((128, 128, 3), np.float32)
     black[:4, :4] = 0.5
     for name in ("poisson", "gamma"):
