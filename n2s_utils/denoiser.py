@@ -109,7 +109,8 @@ def load(path: str | Path, model: noise.Model, channels: int | None = None, devi
     A parameter other than that of the training is served by a change of variables (see network.ScoreNetwork).
     """
     network, trained = load_weights(path, channels), trained_noise(path)
-    if not isinstance(trained, Mixture) and trained.name != model.name:
+    mixed = isinstance(trained, Mixture) and model.parameters.keys() <= trained.ranges.keys()
+    if not mixed and trained.name != model.name:
         raise InputError(f"{path}: trained for {trained.name} noise, asked to denoise {model.name}; use weights for {model.name} noise")
     return Denoiser(placed(network, device, "fp32"), model)
 
@@ -117,7 +118,9 @@ def load(path: str | Path, model: noise.Model, channels: int | None = None, devi
 def trained_noise(path: str | Path) -> Source:
     """The noise that a weights file saw; raises InputError where its record does not say it."""
     try:
-        return from_table(load_record(path)["config"]["noise"])
+        config = load_record(path)["config"]
+        seen = from_table(config["noise"])
+        return seen.noisiest if isinstance(seen, Mixture) and config.get("objective", {}).get("noisiest") else seen
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{Path(path).with_suffix('.json')}: does not say which noise the weights saw ({error})") from None
 

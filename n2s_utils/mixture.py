@@ -18,13 +18,14 @@ _MEMBERS: dict[str, Callable[[float], Model]] = {"sigma": Gaussian, "zeta": Pois
 
 @dataclass(frozen=True)
 class Mixture:
-    """Each picture has one noise, drawn once: Gaussian, Poisson or Gamma with equal odds, its parameter log-uniform between
-    the two numbers given for it. Raises InputError where a range is no range, or one of its ends no parameter.
+    """Each picture has one noise, drawn once: of the models Gaussian, Poisson and Gamma, those with a range, with equal odds, its
+    parameter log-uniform between the two numbers given. Raises InputError where a range is no range, or one of its ends no
+    parameter.
     """
 
-    sigma: Range
-    zeta: Range
-    k: Range
+    sigma: Range | None = None
+    zeta: Range | None = None
+    k: Range | None = None
     name: ClassVar[str] = "mixture"
 
     def __post_init__(self):
@@ -35,7 +36,7 @@ class Mixture:
     @property
     def ranges(self) -> dict[str, Range]:
         """Parameter -> its range."""
-        return {name: getattr(self, name) for name in _MEMBERS}
+        return {name: ends for name in _MEMBERS if (ends := getattr(self, name))}
 
     @property
     def parameters(self) -> dict[str, list[float]]:
@@ -45,7 +46,7 @@ class Mixture:
     def of(self, dataset: str, image: str) -> Model:
         """The noise of a picture: a pure function of the names of set and picture."""
         generator = rng("mixture", dataset, image)
-        return self.draw(list(_MEMBERS)[generator.integers(len(_MEMBERS))], generator)
+        return self.draw(list(self.ranges)[generator.integers(len(self.ranges))], generator)
 
     def draw(self, parameter: str, generator: np.random.Generator) -> Model:
         """The model of that parameter, its value log-uniform in the range."""
@@ -54,9 +55,15 @@ class Mixture:
 
     def headroom(self, model: Model) -> float:
         """How many times the variance of the noise of a picture may grow within the ranges."""
-        if isinstance(model, Gaussian):
-            return (self.sigma[1] / model.sigma) ** 2
-        return model.k / self.k[0] if isinstance(model, Gamma) else self.zeta[1] / model.zeta
+        [(name, value)] = model.parameters.items()
+        low, high = self.ranges[name]
+        return value / low if name == "k" else (high / value) ** (2 if name == "sigma" else 1)
+
+    @property
+    def noisiest(self) -> Model:
+        """The noisiest of one model; of several there is none."""
+        [(name, (low, high))] = self.ranges.items()
+        return _MEMBERS[name](low if name == "k" else high)
 
     def misses(self, model: Model) -> str:
         """What of `model` lies outside the ranges, in words; "" where nothing does."""
@@ -147,10 +154,8 @@ def from_table(table: dict[str, Any]) -> Source:
                 raise InputError(f"noise {table.get('model')!r}: {name} = {value}: give one number; ranges are for 'mixture'")
         return noise.from_table(table)
     ranges = {name: value for name, value in table.items() if name != "model"}
-    for name in _MEMBERS:
-        value = ranges.get(name)
-        if not isinstance(value, list) or len(value) != 2:
-            raise InputError(f"noise 'mixture': give {' and '.join(_MEMBERS)} as [lowest, highest]")
     if unknown := ranges.keys() - _MEMBERS:
         raise InputError(f"noise 'mixture': unknown parameter {sorted(unknown)[0]!r}; known: {', '.join(_MEMBERS)}")
+    if not ranges or not all(isinstance(value, list) and len(value) == 2 for value in ranges.values()):
+        raise InputError(f"noise 'mixture': give {', '.join(_MEMBERS)}, or some of them, as [lowest, highest]")
     return Mixture(**{name: (float(low), float(high)) for name, (low, high) in ranges.items()})

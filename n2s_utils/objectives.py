@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from n2s_utils.cli import InputError
-from n2s_utils.mixture import Noise, Source, variance_at
+from n2s_utils.mixture import Mixture, Noise, Source, variance_at
 from n2s_utils.noise import REFERENCE, Gaussian
 from n2s_utils.recorruption import check_levels
 
@@ -59,6 +59,7 @@ class Settings:
     cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
     draws: int = 1  # of u per crop
     s_counts: float = 0.0  # s_a of crops with Poisson noise, in counts, where others have s_max to s_min; 0: they too
+    noisiest: bool = False  # of gr2r: every crop as noisy as the range allows, for a network of that noise alone
     weight_power: float = 0.0  # see network.ScoreNetwork.weight and Regression; of the antithetic objectives and the twins
 
 
@@ -175,11 +176,12 @@ class Regression:
     power: float = 0.0
     s_max: float = 0.0
     s_min: float = 0.0
+    noisiest: bool = False
 
     def noise_levels(self, most: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """s_a (batch,) of crops that bear at `most` so much each, or s_min where that is less."""
         top = np.clip(most, self.s_min, self.s_max)
-        return self.s_min * (top / self.s_min) ** rng.random(len(most))
+        return top if self.noisiest else self.s_min * (top / self.s_min) ** rng.random(len(most))
 
     def loss(self, R: Score, c: torch.Tensor, target: torch.Tensor, noise: Noise, s_a: torch.Tensor | None = None) -> torch.Tensor:
         # By c, as the noise of a target that is noisy would move the weight with it.
@@ -219,16 +221,20 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
     for field in ("cycle", "draws"):
         if getattr(settings, field) < 1:
             raise InputError(f"{field} = {getattr(settings, field)}: give a number above 0")
+    recorrupts = settings.name.startswith("gr2r")
+    if settings.noisiest and not (recorrupts and isinstance(noise, Mixture) and len(noise.ranges) == 1):
+        raise InputError("noisiest = true: for gr2r, and noise 'mixture' with one range")
     if settings.name in SCORE_MATCHING:
         if settings.name == "r2r" and not isinstance(noise, Gaussian):
             raise InputError("objective 'r2r': for gaussian noise only")
         return SCORE_MATCHING[settings.name](settings)
-    if settings.name.startswith("gr2r"):
+    if recorrupts:
         _check_range(settings.s_min, settings.s_max)
         check_levels(noise, settings.s_min, settings.s_max)
     elif settings.s_max or settings.s_min:
         raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
-    return Regression(deviation, REGRESSIONS[settings.name], settings.weight_power, settings.s_max, settings.s_min)
+    levels = (settings.s_max, settings.s_min, settings.noisiest)
+    return Regression(deviation, REGRESSIONS[settings.name], settings.weight_power, *levels)
 
 
 def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:

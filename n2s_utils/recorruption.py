@@ -70,6 +70,9 @@ def check_levels(noise: Source, s_min: float, s_max: float) -> None:
     if not isinstance(noise, Mixture) and type(noise) not in _PAIRS:
         raise InputError(f"{noise.name} noise: no two pictures can be made from one; choose another objective than gr2r")
     # In a mixture s_a is bounded by the ranges, but for s_min.
-    least = noise.k[0] / (1 + s_min**2) if isinstance(noise, Mixture) else noise.k / (1 + s_max**2) if isinstance(noise, Gamma) else 2
+    if isinstance(noise, Mixture):
+        least = noise.k[0] / (1 + s_min**2) if noise.k else 2
+    else:
+        least = noise.k / (1 + s_max**2) if isinstance(noise, Gamma) else 2
     if least <= 1:
         raise InputError(f"s_min = {s_min}, s_max = {s_max}: leaves Gamma noise a shape of {least:.3g}; give less, or a larger k")

@@ -1,5 +1,7 @@
 """From noisy pictures to posterior means: known posteriors for every noise model, sizes, tiles, averages, weights files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import record_of
 from n2s_utils import denoiser, noise
 from n2s_utils.denoiser import Denoiser
 from n2s_utils.machine import require_device
+from n2s_utils.mixture import Mixture
 from n2s_utils.network import Architecture
 from n2s_utils.weights import save_weights
 
@@ -290,6 +293,18 @@ def test_weights_serve_another_sigma_by_a_change_of_variables(weights):
         with torch.no_grad():
             inner = single.network.network(torch.from_numpy(factor * y.transpose(2, 0, 1)[None]))[0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(single(y), y + model.std**2 * factor * inner, atol=1e-5)
+
+
+def test_weights_of_a_mixture_serve_its_models_and_those_of_its_noisiest_level_that_level(weights, refused):
+    record = weights.with_suffix(".json")
+    content = json.loads(record.read_text())
+    for noisiest, trained in ((False, Mixture(sigma=(5.0, 50.0))), (True, noise.Gaussian(50.0))):
+        content["config"] |= {"noise": {"model": "mixture", "sigma": [5, 50]}, "objective": {"name": "gr2r", "noisiest": noisiest}}
+        record.write_text(json.dumps(content))
+        assert denoiser.trained_noise(weights) == trained
+        assert denoiser.load(weights, noise.Gaussian(20.0)).noise == noise.Gaussian(20.0)
+        with refused(weights, trained.name, "poisson"):
+            denoiser.load(weights, noise.Poisson(0.1))
 
 
 def test_weights_for_another_noise_are_refused(weights, refused):

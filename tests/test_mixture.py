@@ -35,6 +35,22 @@ def test_a_table_makes_a_mixture_or_one_model():
     assert from_table(TABLE) == MIXTURE
     assert from_table({"model": "gamma", "k": 50.0}) == noise.Gamma(50.0)
     assert from_table({"model": MIXTURE.name} | MIXTURE.parameters) == MIXTURE
+    one = from_table({"model": "mixture", "sigma": [5, 50]})
+    assert one == Mixture((5.0, 50.0)) and from_table({"model": "mixture"} | one.parameters) == one
+
+
+@pytest.mark.parametrize(
+    ("mixture", "noisiest"),
+    [
+        (Mixture(sigma=(5.0, 50.0)), noise.Gaussian(50.0)),
+        (Mixture(zeta=(0.003, 0.1)), noise.Poisson(0.1)),
+        (Mixture(k=(20.0, 150.0)), noise.Gamma(20.0)),
+    ],
+)
+def test_a_mixture_of_one_model_has_levels_up_to_the_noisiest(mixture, noisiest):
+    models = [mixture.of("some set", str(image)) for image in range(300)]
+    assert mixture.noisiest == noisiest and {type(model) for model in models} == {type(noisiest)}
+    assert 1 <= min(map(mixture.headroom, models)) < 1.1
 
 
 @pytest.mark.parametrize(
@@ -51,6 +67,8 @@ def test_a_table_makes_a_mixture_or_one_model():
 def test_a_table_of_no_mixture_is_refused(refused, change, part):
     with refused(part):
         from_table(TABLE | change)
+    with refused("sigma, zeta, k, or some of them"):
+        from_table({"model": "mixture"})
 
 
 @pytest.mark.parametrize(("model", "times"), [(noise.Gaussian(20.0), 9), (noise.Poisson(0.02), 5), (noise.Gamma(60.0), 3)])

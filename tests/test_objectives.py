@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from n2s_utils import noise, objectives
-from n2s_utils.mixture import PerCrop
+from n2s_utils.mixture import Mixture, PerCrop
 from n2s_utils.recorruption import noisier, recorrupt
 
 TWINS = ["supervised", "noise2noise"]
@@ -284,6 +284,19 @@ def test_levels_of_two_from_one_are_log_uniform_up_to_what_each_crop_bears():
     for most, top in ((np.inf, 4.0), (2.0, 2.0), (0.1, 0.5)):
         levels = objective.noise_levels(np.full(100_000, most), np.random.default_rng(0))
         np.testing.assert_allclose(np.quantile(levels, [0, 0.25, 0.5, 1]), 0.5 * (top / 0.5) ** np.array([0, 0.25, 0.5, 1]), rtol=0.02)
+
+
+def test_noisiest_levels_reach_the_noisiest_of_one_model_and_are_refused_elsewhere(refused):
+    source = Mixture(sigma=(5.0, 50.0))
+    objective = _make("gr2r", 12, 0.2, source, noisiest=True)
+    models = [source.of("some set", str(image)) for image in range(40)]
+    levels = objective.noise_levels(np.sqrt(np.array([source.headroom(model) for model in models]) - 1), np.random.default_rng(0))
+    told = [noisier(model, level).sigma for model, level in zip(models, levels, strict=True)]
+    # A picture as noisy as that already is made noisier by s_min all the same.
+    assert min(told) == pytest.approx(50) and max(told) <= 50 * 1.04**0.5
+    for name, other in (("gr2r", GAUSSIAN), ("antithetic", source), ("gr2r", Mixture((5.0, 50.0), (0.003, 0.1), (20.0, 150.0)))):
+        with refused("noisiest = true", "one range"):
+            _make(name, 12, 0.2, other, noisiest=True)
 
 
 @pytest.mark.parametrize("model", [GAUSSIAN, noise.Poisson(0.05), noise.Gamma(20.0)], ids=lambda model: model.name)
