@@ -104,7 +104,7 @@ class Denoiser:
 
 
 def load(path: str | Path, model: noise.Model, channels: int | None = None, device: str = "cpu") -> Denoiser:
-    """The denoiser that a weights file makes for a noise model; raises InputError where it was trained for another alone.
+    """The denoiser that a weights file makes for a noise model; raises InputError where it was trained for others alone.
 
     A parameter other than that of the training is served by a change of variables (see network.ScoreNetwork).
     """
@@ -116,11 +116,14 @@ def load(path: str | Path, model: noise.Model, channels: int | None = None, devi
 
 
 def trained_noise(path: str | Path) -> Source:
-    """The noise that a weights file saw; raises InputError where its record does not say it."""
+    """The noise that a weights file was trained for: what it saw, be it made from pictures of less noise (objectives.Settings.noisiest).
+
+    Raises InputError where its record does not say it.
+    """
     try:
         config = load_record(path)["config"]
         seen = from_table(config["noise"])
-        return seen.noisiest if isinstance(seen, Mixture) and config.get("objective", {}).get("noisiest") else seen
+        return seen.ends[1] if isinstance(seen, Mixture) and config.get("objective", {}).get("noisiest") else seen
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{Path(path).with_suffix('.json')}: does not say which noise the weights saw ({error})") from None
 

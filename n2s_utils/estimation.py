@@ -189,7 +189,7 @@ def choose(y: np.ndarray, clipped: bool = False) -> noise.Model:
     `clipped` is as for `Patches`.
 
     Raises InputError as `estimate` does, and for a picture whose brightness hardly varies, unless it has negative intensities,
-    which Gaussian noise alone makes.
+    which of the three only Gaussian noise makes.
     """
     patches = Patches(y, clipped=clipped)
     if (y < 0).any():

@@ -60,20 +60,23 @@ class Mixture:
         return value / low if name == "k" else (high / value) ** (2 if name == "sigma" else 1)
 
     @property
-    def noisiest(self) -> Model:
-        """The noisiest of one model; of several there is none."""
+    def ends(self) -> tuple[Model, Model]:
+        """Where there is one range: its least noisy model and its noisiest."""
         [(name, (low, high))] = self.ranges.items()
-        return _MEMBERS[name](low if name == "k" else high)
+        least, noisiest = (high, low) if name == "k" else (low, high)
+        return _MEMBERS[name](least), _MEMBERS[name](noisiest)
 
     def misses(self, model: Model) -> str:
         """What of `model` lies outside the ranges, in words; "" where nothing does."""
-        outside = [
-            f"{name} {value:.3g} lies outside {low:g} to {high:g}"
-            for name, value in model.parameters.items()
-            for low, high in [self.ranges[name]]
+        outside = []
+        for name, value in model.parameters.items():
+            if name not in self.ranges:
+                outside.append(f"{name} {value:.3g} lies outside noise of {' and '.join(self.ranges)}")
+                continue
+            low, high = self.ranges[name]
             # Of counts with Gaussian noise, any sigma below the range is mostly the counts'.
-            if not (low <= value <= high or (isinstance(model, PoissonGaussian) and name == "sigma" and value <= high))
-        ]
+            if not (low <= value <= high or (isinstance(model, PoissonGaussian) and name == "sigma" and value <= high)):
+                outside.append(f"{name} {value:.3g} lies outside {low:g} to {high:g}")
         return " and ".join(outside)
 
 

@@ -59,7 +59,7 @@ class Settings:
     cycle: int = 24_000  # crops until s_a restarts; of ar-dae only
     draws: int = 1  # of u per crop
     s_counts: float = 0.0  # s_a of crops with Poisson noise, in counts, where others have s_max to s_min; 0: they too
-    noisiest: bool = False  # of gr2r: every crop as noisy as the range allows, for a network of that noise alone
+    noisiest: bool = False  # of gr2r and its twin: every crop as noisy as the range allows, for a network of that noise alone
     weight_power: float = 0.0  # see network.ScoreNetwork.weight and Regression; of the antithetic objectives and the twins
 
 
@@ -167,7 +167,8 @@ class Regression:
 
     E w |x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop, w = 1.
 
-    With s_max above 0, c is of the noisier of the two pictures that `recorruption` makes of each noisy one, s_a log-uniform. Then
+    With s_max above 0, c is of the noisier of the two pictures that `recorruption` makes of each noisy one, s_a log-uniform, or with
+    `noisiest` the largest that may be. Then
     Var is that of the noise of c, and w = s_a^2 / (1 + s_a^2), as the other picture is the noisier the smaller s_a is.
     """
 
@@ -179,7 +180,7 @@ class Regression:
     noisiest: bool = False
 
     def noise_levels(self, most: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """s_a (batch,) of crops that bear at `most` so much each, or s_min where that is less."""
+        """s_a (batch,) of crops that bear at `most` so much each, or s_min where that is less, which they are then given all the same."""
         top = np.clip(most, self.s_min, self.s_max)
         return top if self.noisiest else self.s_min * (top / self.s_min) ** rng.random(len(most))
 
@@ -222,8 +223,8 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
         if getattr(settings, field) < 1:
             raise InputError(f"{field} = {getattr(settings, field)}: give a number above 0")
     recorrupts = settings.name.startswith("gr2r")
-    if settings.noisiest and not (recorrupts and isinstance(noise, Mixture) and len(noise.ranges) == 1):
-        raise InputError("noisiest = true: for gr2r, and noise 'mixture' with one range")
+    if settings.noisiest:
+        _check_noisiest(settings, noise, recorrupts)
     if settings.name in SCORE_MATCHING:
         if settings.name == "r2r" and not isinstance(noise, Gaussian):
             raise InputError("objective 'r2r': for gaussian noise only")
@@ -235,6 +236,14 @@ def make(settings: Settings, noise: Source, deviation: float) -> Objective:
         raise InputError(f"s_min = {settings.s_min}, s_max = {settings.s_max}: {settings.name} adds no noise of its own; leave them out")
     levels = (settings.s_max, settings.s_min, settings.noisiest)
     return Regression(deviation, REGRESSIONS[settings.name], settings.weight_power, *levels)
+
+
+def _check_noisiest(settings: Settings, noise: Source, recorrupts: bool) -> None:
+    if not (recorrupts and isinstance(noise, Mixture) and len(noise.ranges) == 1):
+        raise InputError("noisiest = true: for gr2r, and noise 'mixture' with one range")
+    needed = (noise.headroom(noise.ends[0]) - 1) ** 0.5
+    if settings.s_max < needed:
+        raise InputError(f"noisiest = true, s_max = {settings.s_max}: does not reach the noisiest; give {needed:.3g} or more")
 
 
 def sure(R: Score, c: torch.Tensor, generator: torch.Generator, s_a: float = 0.01) -> float:

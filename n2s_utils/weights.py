@@ -22,7 +22,7 @@ def for_every_noise(channels: int) -> Path:
 
 
 def score_matching(channels: int) -> Path:
-    """The same before their last stage, which makes each picture noisier than it is: where training for one noise starts."""
+    """The same before their last stage, by score matching alone: where training on one's own pictures starts, with that loss."""
     return _shipped(channels, "antithetic")
 
 

@@ -49,8 +49,10 @@ def test_a_table_makes_a_mixture_or_one_model():
 )
 def test_a_mixture_of_one_model_has_levels_up_to_the_noisiest(mixture, noisiest):
     models = [mixture.of("some set", str(image)) for image in range(300)]
-    assert mixture.noisiest == noisiest and {type(model) for model in models} == {type(noisiest)}
-    assert 1 <= min(map(mixture.headroom, models)) < 1.1
+    assert mixture.ends[1] == noisiest and {type(model) for model in models} == {type(noisiest)}
+    assert 1 <= min(map(mixture.headroom, models)) < 1.1 < max(map(mixture.headroom, models)) <= mixture.headroom(mixture.ends[0])
+    other = noise.Gamma(50.0) if mixture.sigma else noise.Gaussian(20.0)
+    assert not mixture.misses(noisiest) and "lies outside noise of" in mixture.misses(other)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,8 @@ def test_noisiest_levels_reach_the_noisiest_of_one_model_and_are_refused_elsewhe
     for name, other in (("gr2r", GAUSSIAN), ("antithetic", source), ("gr2r", Mixture((5.0, 50.0), (0.003, 0.1), (20.0, 150.0)))):
         with refused("noisiest = true", "one range"):
             _make(name, 12, 0.2, other, noisiest=True)
+    with refused("s_max = 9", "give 9.95 or more"):
+        _make("gr2r", 9, 0.2, source, noisiest=True)
 
 
 @pytest.mark.parametrize("model", [GAUSSIAN, noise.Poisson(0.05), noise.Gamma(20.0)], ids=lambda model: model.name)

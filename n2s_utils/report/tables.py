@@ -1,6 +1,6 @@
 """The PSNR tables of notebook 05 and the README, from result rows and published figures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ def psnr_table(
     published: pd.DataFrame,
     model: noise.Model = noise.Gaussian(25.0),  # noqa: B008 frozen
     network: str = "dedicated",
+    sets: Sequence[str] = DATASETS,
 ) -> pd.DataFrame:
     """One noise: a row per benchmark set, ours beside the baselines and the published figures, in dB.
 
@@ -129,7 +130,7 @@ def psnr_table(
     claimed = [of(figures[figures.known == known]).set_index(["dataset", "method"]).psnr for known in (1, 0)]
     both = pick(of(results), 1, network)
     intervals = paired(both).droplevel(["noise", "parameter"])["95 % interval, ±"] if TWIN in set(both.method) else pd.Series(dtype=float)
-    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in DATASETS]
+    rows = [_table_row(dataset, model, summary, claimed, intervals, unknown) for dataset in sets]
     return pd.DataFrame(rows).set_index("set").dropna(axis=1, how="all")
 
 
@@ -181,8 +182,9 @@ def model_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd
         table, before = (psnr_table(results, published, model, kind) for kind in ("general", "score matching"))
         table = table.assign(**{"score matching": before.ours, "published formula": before.get("published formula", np.nan)})
         of_it = results[(results.noise == name) & (results.parameter == value)]
-        if (network_of(of_it) == "dedicated").any():
-            own = psnr_table(results, published, model)
+        dedicated = set(of_it.dataset[network_of(of_it) == "dedicated"])
+        if sets := [dataset for dataset in DATASETS if dataset in dedicated]:
+            own = psnr_table(results, published, model, sets=sets)
             table = table.assign(**{"one noise": own.ours, "one noise, twin": own.twin, "AR-DAE": own.get("AR-DAE", np.nan)})
         parts[value] = table.rename(lambda dataset, value=value: f"{dataset}, {value:g}")
     return pd.concat(parts.values()).rename_axis(f"set, {SYMBOLS[name]}")
@@ -200,8 +202,8 @@ def main_table(results: pd.DataFrame, published: pd.DataFrame, name: str) -> pd.
     table["to the twin"] = [f"{difference:+.2f} ± {half:.2f}" for difference, half in zip(table["to the twin"], table.paired, strict=True)]
     table["ours (to the paper)"] = with_brackets([f"**{value:.2f}**" for value in table.ours], table["to the paper"], "+.2f")
     table["unknown (paper)"] = with_brackets([f"{value:.2f}" for value in table.estimated], table["paper, unknown"], ".2f")
-    table = table.rename(columns={"one noise": "σ 25 alone"})
-    columns = ["paper", "ours (to the paper)", "twin", "to the twin", "σ 25 alone", "unknown (paper)"]
+    table = table.rename(columns={"one noise": "one σ alone"})
+    columns = ["paper", "ours (to the paper)", "twin", "to the twin", "one σ alone", "unknown (paper)"]
     return table[[column for column in columns if column in table]]
 
 
