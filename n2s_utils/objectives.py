@@ -168,8 +168,8 @@ class Regression:
     E w |x(c) - target|^2 (Var / REFERENCE)^power / (deviation^2 Var), Var the mean variance of the noise in each crop, w = 1.
 
     With s_max above 0, c is of the noisier of the two pictures that `recorruption` makes of each noisy one, s_a log-uniform, or with
-    `noisiest` the largest that may be. Then
-    Var is that of the noise of c, and w = s_a^2 / (1 + s_a^2), as the other picture is the noisier the smaller s_a is.
+    `noisiest` the largest that may be. Then Var is that of the noise of c, and w = s_a^2 / (1 + s_a^2), as the other picture is the
+    noisier the smaller s_a is.
     """
 
     deviation: float
