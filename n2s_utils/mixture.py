@@ -107,6 +107,9 @@ class PerCrop:
     def curvature(self, c: torch.Tensor) -> torch.Tensor:
         return self._each("curvature", c)
 
+    def skewness(self, c: torch.Tensor) -> torch.Tensor:
+        return self._each("skewness", c)
+
     def regression_mean(self, c: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         return self._each("regression_mean", c, score)
 

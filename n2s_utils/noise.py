@@ -202,6 +202,10 @@ class Gamma(Unit):
         check_not_negative(self.name, y)
         return self.k**0.5 * library(y).log1p(y / self.eps)
 
+    def skewness(self, c: Values) -> Values:
+        """-1 / sqrt(k), that of log g for large k."""
+        return -library(c).ones_like(c) / self.k**0.5
+
     def inverse(self, z: Values) -> Values:
         """The picture whose noisy z has this mean, well above eps and for large k: the mean of log y is log x - 1 / (2 k)."""
         return self.eps * library(z).expm1(z / self.k**0.5 + 1 / (2 * self.k))

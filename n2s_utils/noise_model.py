@@ -46,6 +46,10 @@ class NoiseModel(ABC):
         """The noise of a picture of a set: the same for all."""
         return self
 
+    def skewness(self, c: Values) -> Values:
+        """Of the noise in z, nearly, for any brightness; of the shape of c."""
+        return library(c).zeros_like(c)
+
     @abstractmethod
     def posterior_mean(self, c: Values, score: Values) -> Values:
         """The picture x from the score l(c) of the noisy one, both of its shape."""

@@ -128,12 +128,10 @@ class Run:
         if self.config.optimisation.crop % model.stride:
             raise InputError(f"crop = {self.config.optimisation.crop}: give a multiple of {model.stride}")
         if self.start:
-            first, built = load_weights(self.start, model.channels), load_record(self.start)["config"]["network"]
-            fixed = [key for key in ("name", "deviation", "output_scale", "shared_blocks", "width") if key in built]
-            as_built = " and ".join(f"{key} = {built[key]!r}" for key in fixed if built[key] != getattr(self.config.network, key))
-            if as_built:
+            first = load_weights(self.start, model.channels)
+            if as_built := self.config.network.lacks(load_record(self.start)["config"]["network"]):
                 raise InputError(f"start = {self.config.start!r}: of another network; give {as_built} in [network]")
-            model.network.load_state_dict(first.network.state_dict())
+            model.start_from(first)
         return model
 
     def steps(self, until: int) -> Iterator[None]:

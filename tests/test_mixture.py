@@ -98,6 +98,7 @@ def test_every_crop_of_a_batch_has_its_own_noise(times):
             "stabilise": (c,),
             "slope": (c,),
             "curvature": (c,),
+            "skewness": (c,),
             "regression_mean": (c, score),
         }.items():
             torch.testing.assert_close(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from n2s_utils import noise
+from n2s_utils.mixture import PerCrop
 from n2s_utils.network import NETWORKS, Architecture, ScoreNetwork
 from n2s_utils.unet import UNet
 
@@ -97,6 +98,38 @@ def test_weight_is_the_squared_scale_of_the_network_s_output(model):
     zero, one = (ScoreNetwork(_Constant(value), 0.2)(c, model) for value in (0.0, 1.0))
     torch.testing.assert_close(network.weight(c, model), 1 / (one - zero) ** 2)
     torch.testing.assert_close(zero, model.curvature(c))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_skewness_is_one_more_channel_of_what_the_network_sees(channels):
+    seen = []
+
+    class Eye(_Constant):
+        def forward(self, t):
+            seen.append(t)
+            return super().forward(t[:, :channels])
+
+    c, models = torch.rand(2, channels, 4, 4), [noise.Gamma(25.0), noise.Gaussian(25.0)]
+    score = ScoreNetwork(Eye(0.0), 0.1, skewness=True)(c, PerCrop(models))
+    assert score.shape == c.shape
+    torch.testing.assert_close(seen[0][:, :channels], 0.1 * c)
+    torch.testing.assert_close(seen[0][:, channels:], torch.tensor([-2.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_told_the_skewness_starts_as_one_that_was_not(channels):
+    torch.manual_seed(0)
+    before, after = Architecture().build(channels), Architecture(skewness=True).build(channels)
+    after.start_from(before)
+    c, gamma = torch.rand(1, channels, 32, 32), noise.Gamma(25.0)
+    with torch.no_grad():
+        torch.testing.assert_close(after(c, gamma), before(c, gamma))
+        torch.nn.init.ones_(after.network.encoder[0][0][0].weight[:, -1])
+        assert not torch.allclose(after(c, gamma), before(c, gamma))
+    again = Architecture(skewness=True).build(channels)
+    again.start_from(after)
+    for name, value in after.network.state_dict().items():
+        torch.testing.assert_close(again.network.state_dict()[name], value)
 
 
 def test_power_weighs_by_the_variance_of_the_noise():

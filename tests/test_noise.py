@@ -206,13 +206,23 @@ def test_noise_has_about_unit_deviation_in_the_stabilised_coordinate(model):
 
 
 @MODELS
+def test_skewness_is_that_of_the_stabilised_noise(model):
+    y = model.sample(np.full(200_000, 0.9, np.float32), np.random.default_rng(0))
+    z = model.stabilise(model.coordinate(y)).astype(float)
+    told = model.skewness(z)
+    assert told.shape == z.shape and (told == told[0]).all()
+    assert ((z - z.mean()) ** 3).mean() / z.std() ** 3 == pytest.approx(told[0], abs=0.03 if model in (GAUSSIAN, GAMMA) else 0.13)
+    assert (told[0] != 0) == (model is GAMMA)
+
+
+@MODELS
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arrays_and_tensors_give_the_same(model, dtype):
     y = np.linspace(0, 1.5, 50).astype(dtype)
     c, score = model.coordinate(y), np.linspace(-0.3, 0.3, 50).astype(dtype)
     same = {"rtol": 1e-5 if dtype is np.float32 else 1e-12, "atol": 1e-6 if dtype is np.float32 else 1e-12}
     np.testing.assert_allclose(model.coordinate(torch.from_numpy(y)).numpy(), c, **same)
-    for name in ("stabilise", "slope", "curvature", "variance"):
+    for name in ("stabilise", "slope", "curvature", "variance", "skewness"):
         ours, theirs = getattr(model, name)(c), getattr(model, name)(torch.from_numpy(c))
         assert ours.dtype == dtype and theirs.dtype == torch.from_numpy(y).dtype
         np.testing.assert_allclose(theirs.numpy(), ours, **same)

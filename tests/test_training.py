@@ -335,12 +335,20 @@ def test_a_start_serves_another_noise_level_by_a_change_of_variables(tiny_sets, 
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("changes", [{"output_scale": 1.0}, {"deviation": 0.2}, {"shared_blocks": True}, {"width": 12}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"output_scale": 1.0}, {"deviation": 0.2}, {"shared_blocks": True}, {"width": 12}, {"skewness": True}], ids=str
+)
 def test_a_start_of_another_network_is_refused(tiny_sets, tmp_path, refused, changes):
     first = train(tiny(crops=1, **changes), tmp_path)
     [(name, value)] = changes.items()
-    with refused(f"start = '{first}'", "of another network", f"{name} = {value}"):
+    with refused(f"start = '{first}'", "of another network", f"give {name} = {json.dumps(value)} in [network]"):
         train(tiny(name="second", crops=1, start=str(first)), tmp_path)
+
+
+def test_a_start_that_was_not_told_the_skewness_serves_a_network_that_is(tiny_sets, tmp_path):
+    first = train(tiny(crops=1), tmp_path)
+    second = load_weights(train(tiny(name="second", crops=1, skewness=True, start=str(first)), tmp_path))
+    assert second.skewness and second.network.encoder[0][0][0].weight.shape[1] == 4
 
 
 def test_a_start_is_named_after_the_run_beside(tiny_sets, tmp_path):
