@@ -87,8 +87,8 @@ class ScoreNetwork(nn.Module):
         for name, value in state.items():
             if own[name].shape != value.shape:
                 # The channel of the skewness is the last that a convolution sees.
-                own[name].zero_()[:, : value.shape[1]] = value
-                state[name] = own[name]
+                state[name] = torch.zeros_like(own[name])
+                state[name][:, : value.shape[1]] = value
         self.network.load_state_dict(state)
 
     def weight(self, c: torch.Tensor, noise: Noise, power: float = 0.0) -> torch.Tensor:
