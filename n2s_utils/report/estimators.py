@@ -1,7 +1,8 @@
 """Estimators of an unknown noise parameter that notebook 09 compares with the product's (n2s_utils.estimation).
 
 Each maps a noisy picture y (H, W, C) to a parameter. Those of the score take a Denoiser `single`, whose noise is what the network
-is told: it enters through the coordinate alone (notebook 08). One of them moves on from there, the others take one look.
+is told: before the last stage it enters through the coordinate alone (notebook 08). One of them moves on from there, the others
+take one look.
 """
 
 import time
