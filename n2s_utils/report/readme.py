@@ -80,14 +80,12 @@ def _ours(results: pd.DataFrame, known: int) -> pd.Series:
 
 
 def _crossed() -> Iterator[tuple[str, float, str]]:
-    runs = _study("crossed").filter(regex="^psnr-")
-    gains = runs.loc["colour-noisy-clean"] - runs.loc["colour-noisy-noisy"]
+    gains = _gains("crossed", "colour-noisy-clean", "colour-noisy-noisy")
     yield "most that clean pictures in the last stage win", gains.max(), "studies/crossed.csv"
 
 
 def _skewness() -> Iterator[tuple[str, float, str]]:
-    runs = _study("skewness").filter(regex="^psnr-")
-    gains = runs.loc["colour-told"] - runs.loc["colour-untold"]
+    gains = _gains("skewness", "colour-told", "colour-untold")
     few = gains.index.str.endswith("poisson0.01")
     for column, gain in gains[few].items():
         yield f"gain of knowing the skewness, {column}", gain, "studies/skewness.csv"
@@ -134,6 +132,12 @@ def _beyond() -> Iterator[tuple[str, float, str]]:
 
 def _study(name: str) -> pd.DataFrame:
     return pd.read_csv(STUDIES / f"{name}.csv", index_col="run")
+
+
+def _gains(study: str, run: str, base: str) -> pd.Series:
+    """PSNR of a run of a study less that of another, by column of the study."""
+    runs = _study(study).filter(regex="^psnr-")
+    return runs.loc[run] - runs.loc[base]
 
 
 def speed_table() -> str:
